@@ -1,0 +1,574 @@
+"""A throw-away node: mount, network, process, IPC and host name namespaces, dead with one SIGKILL.
+
+    stranger, allowed, cluster nodes, pods of other nodes (namespace "client")
+          | eth0 (or ens18 ...)
+        node  -- eth1 -- "beyond": a host that is reached through the node
+          | cni0, 10.42.0.1
+    "pod1", "pod2"
+
+The laws: nothing outlives `close()` or the process that built the node; nothing is visible outside (names of
+network namespaces, the xtables lock and the runtime folders lie on a private /run); no wait is unbounded.
+The addresses are those of the captured kube-proxy and Felix rulesets, so that these work as they are.
+"""
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, NamedTuple, Self, TypeVar
+
+T = TypeVar("T")
+BackendName = Literal["nft", "legacy"]
+FamilyName = Literal["ipv4", "ipv6"]
+FAMILIES: tuple[FamilyName, ...] = ("ipv4", "ipv6")
+NAMESPACES = ("node", "client", "pod1", "pod2", "beyond")
+TABLES = ("raw", "mangle", "nat", "filter", "security")
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TOOLS = ("unshare", "nsenter", "ip", "iptables-nft", "iptables-legacy", "nft", "ipset", "conntrack")
+
+
+class LabError(Exception):
+    """The lab itself failed: a tool is missing, a command inside a node failed, a wait was in vain."""
+
+
+class Address(NamedTuple):
+    """One party's addresses in both families."""
+
+    ipv4: str
+    ipv6: str
+
+    def of(self, family: str) -> str:
+        """The address of that family ("ipv4" or "ipv6")."""
+        return self.ipv4 if family == "ipv4" else self.ipv6
+
+
+# The node itself; CLUSTER_ADDRESS is its second address, in the network of seed 002.
+NODE = Address("10.90.0.1", "fd90::1")
+CLUSTER_ADDRESS = Address("172.18.10.1", "fd00:18::1")
+PODS_GATEWAY = Address("10.42.0.1", "fd42::1")
+BEYOND_GATEWAY = Address("198.51.100.1", "2001:db8:b::1")
+LOOPBACK = Address("127.0.0.1", "::1")
+# Groups that the node answers without having them as an address. IPv4 has no anycast of its own: broadcast.
+MULTICAST = Address("224.0.0.1", "ff02::1")
+BROADCAST_OR_ANYCAST = Address("10.90.0.255", "fd90::")
+# Sources, all in namespace "client".
+STRANGER = Address("203.0.113.7", "2001:db8:c::7")
+STRANGER_2 = Address("203.0.113.8", "2001:db8:c::8")
+ALLOWED = Address("10.90.0.7", "fd90::7")
+ALLOWED_2 = Address("10.90.0.8", "fd90::8")
+CLUSTER_NODE = Address("172.18.10.2", "fd00:18::2")
+CLUSTER_NODE_2 = Address("172.18.10.3", "fd00:18::3")
+NEIGHBOUR = Address("172.18.10.9", "fd00:18:0:9::9")
+REMOTE_POD = Address("10.42.1.2", "fd42:0:0:1::2")
+# The others.
+POD1 = Address("10.42.0.2", "fd42::2")
+POD2 = Address("10.42.0.3", "fd42::3")
+BEYOND = Address("198.51.100.2", "2001:db8:b::2")
+# What the captured kube-proxy serves: default/kubernetes :443, shop/web :80, shop/relay :9000.
+KUBERNETES_SERVICE = Address("10.43.0.1", "fd43::1")
+WEB_SERVICE = Address("10.43.0.2", "fd43::2")
+RELAY_SERVICE = Address("10.43.0.3", "fd43::3")
+
+_ROUTER = Address("10.90.0.254", "fd90::fe")  # the node's default gateway, played by "client"
+
+
+def wait_for(predicate: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
+    """Wait until `predicate` returns something true, and return it; LabError after `timeout` seconds.
+
+    The pauses grow from 1 to 20 ms: quick conditions cost little time, slow ones little work.
+    """
+    end = time.monotonic() + timeout
+    pause = 0.001
+    while True:
+        last = predicate()
+        if last:
+            return last
+        if time.monotonic() >= end:
+            name = what or getattr(predicate, "__qualname__", repr(predicate))
+            raise LabError(f"waited {timeout:g} s in vain for {name}; last seen: {last!r}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.02)
+
+
+# Sysctls of every namespace of a node, for links that are there and links to come: no reverse path filter, no
+# address detection, no rationing of ICMP errors (a REJECT must never look like a DROP), the second ARP request
+# after 20 ms instead of a second, and no wait before a neighbour advertisement for an anycast address.
+_TAME = """
+put() { value=$1; shift; for key; do [ ! -e /proc/sys/net/$key ] || echo $value > /proc/sys/net/$key; done; }
+for link in /proc/sys/net/ipv4/conf/*; do
+  link=${link##*/}
+  put 0 ipv4/conf/$link/rp_filter ipv6/conf/$link/accept_dad ipv6/conf/$link/disable_ipv6
+  put 20 ipv4/neigh/$link/retrans_time_ms ipv6/neigh/$link/retrans_time_ms
+  put 20 ipv4/neigh/$link/mcast_solicit ipv6/neigh/$link/mcast_solicit
+  put 0 ipv6/neigh/$link/proxy_delay
+done
+put 0 ipv4/icmp_ratelimit ipv6/icmp/ratelimit
+"""
+
+# Runs as PID 1 of the node. The last command holds the node until the builder's end of the pipe closes,
+# which it also does when the builder dies; SIGCHLD is ignored so that orphans leave no zombies.
+_HOLDER = """
+set -e
+mount -t sysfs sysfs /sys
+for d in kernel vm fs debug; do
+  [ ! -d /proc/sys/$d ] || { mount --bind /proc/sys/$d /proc/sys/$d; mount -o remount,bind,ro /proc/sys/$d; }
+done
+mount -t tmpfs -o mode=755 lab /run
+mkdir -p /run/lock /run/netns /run/alternatives
+cp -a /etc/alternatives/. /run/alternatives
+for f in iptables ip6tables; do for x in '' -save -restore; do
+  ln -sfn /usr/sbin/$f-$BACKEND$x /run/alternatives/$f$x
+done; done
+mount --bind /run/alternatives /etc/alternatives
+hostname node
+eval "$TAME"
+put 1 ipv4/ip_forward ipv6/conf/all/forwarding ipv6/conf/default/forwarding
+printf '%s' "$NET_node" | ip -batch -
+eval "$TAME"
+waiting=
+for ns in client pod1 pod2 beyond; do
+  nsenter --net=/run/netns/$ns /bin/sh -ec "$TAME"'printf %s "$NET_'$ns'" | ip -batch -' &
+  waiting="$waiting $!"
+done
+for pid in $waiting; do wait $pid; done
+trap '' CHLD
+echo ready
+exec cat > /dev/null
+"""
+
+
+def _address(device: str, *addresses: str) -> list[str]:
+    return [
+        f"addr add {address} dev {device}" + (" nodad" if ":" in address else " brd +" * ("/24" in address))
+        for address in addresses
+    ]
+
+
+def _network(uplink: str, second: str, pod_links: Sequence[str]) -> dict[str, str]:
+    """The `ip -batch` input of every namespace."""
+    bridged = not pod_links
+    links = tuple(pod_links) or ("vethpod1", "vethpod2")
+    node = [f"netns add {name}" for name in NAMESPACES[1:]]
+    node += ["link set lo up"]
+    peers = ((uplink, "client"), (second, "beyond"), (links[0], "pod1"), (links[1], "pod2"))
+    # A veth whose two ends have the same number is taken for a real card, whose carrier the kernel reports up
+    # to a second late (linkwatch_urgent_event); the far ends are all number 2.
+    node += [
+        f"link add {link} index {number} type veth peer name eth0 netns {name}"
+        for number, (link, name) in enumerate(peers, start=10)
+    ]
+    if bridged:
+        node += ["link add cni0 type bridge mcast_snooping 0"]
+        node += [f"link set {link} master cni0" for link in links]
+        node += [f"link set {link} type bridge_slave hairpin on" for link in links]
+        node += [*_address("cni0", f"{PODS_GATEWAY.ipv4}/24", f"{PODS_GATEWAY.ipv6}/64"), "link set cni0 up"]
+    else:
+        for link in links:
+            node += _address(link, f"{PODS_GATEWAY.ipv4}/32", f"{PODS_GATEWAY.ipv6}/128")
+    node += _address(uplink, f"{NODE.ipv4}/24", f"{NODE.ipv6}/64")
+    node += _address(uplink, f"{CLUSTER_ADDRESS.ipv4}/24", f"{CLUSTER_ADDRESS.ipv6}/64")
+    node += _address(second, f"{BEYOND_GATEWAY.ipv4}/24", f"{BEYOND_GATEWAY.ipv6}/64")
+    node += [f"link set {link} up" for link, _ in peers]
+    if not bridged:
+        for link, pod in zip(links, (POD1, POD2), strict=True):
+            node += [f"route add {pod.ipv4} dev {link}", f"route add {pod.ipv6} dev {link}"]
+    node += [f"route add default via {_ROUTER.of(family)} dev {uplink}" for family in FAMILIES]
+    network = {"node": node}
+
+    client = _address("eth0", f"{_ROUTER.ipv4}/24", f"{_ROUTER.ipv6}/64")
+    for party in (ALLOWED, ALLOWED_2, CLUSTER_NODE, CLUSTER_NODE_2):
+        client += _address("eth0", f"{party.ipv4}/24", f"{party.ipv6}/64")
+    client += _address("eth0", f"{NEIGHBOUR.ipv4}/24", f"{NEIGHBOUR.ipv6}/128")
+    for party in (STRANGER, STRANGER_2, REMOTE_POD):
+        client += _address("eth0", f"{party.ipv4}/32", f"{party.ipv6}/128")
+    client += ["link set lo up", "link set eth0 up"]
+    client += [f"route add default via {NODE.of(family)} src {STRANGER.of(family)}" for family in FAMILIES]
+    network["client"] = client
+
+    for name, host, gateway in (
+        ("pod1", POD1, PODS_GATEWAY),
+        ("pod2", POD2, PODS_GATEWAY),
+        ("beyond", BEYOND, BEYOND_GATEWAY),
+    ):
+        one = name != "beyond" and not bridged
+        lines = _address("eth0", host.ipv4 + ("/32" if one else "/24"), host.ipv6 + ("/128" if one else "/64"))
+        lines += ["link set lo up", "link set eth0 up"]
+        lines += [f"route add default via {gateway.of(family)} dev eth0 onlink" for family in FAMILIES]
+        network[name] = lines
+    return {name: "\n".join(lines) + "\n" for name, lines in network.items()}
+
+
+def missing() -> list[str]:
+    """What the lab needs and this machine lacks, in words for people; empty when all is there."""
+    lacking = [f"program {tool}" for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
+    if os.geteuid() != 0:
+        lacking.insert(0, "root")
+    if not Path("/etc/alternatives/iptables").is_symlink():
+        lacking.append("Debian's alternative for iptables (/etc/alternatives/iptables)")
+    return lacking
+
+
+class Node:
+    """A throw-away host with a network around it; see the module's text for its parts.
+
+    `uplink` names the interface towards the client, `second` the one towards "beyond". With `pod_links` the
+    pods hang on point-to-point links of these two names, as Calico makes them, instead of on bridge cni0.
+    """
+
+    def __init__(
+        self,
+        backend: BackendName = "nft",
+        *,
+        uplink: str = "eth0",
+        second: str = "eth1",
+        pod_links: Sequence[str] = (),
+    ) -> None:
+        if lacking := missing():
+            raise LabError("the lab needs " + ", ".join(lacking))
+        self.backend: BackendName = backend
+        self.uplink = uplink
+        self.namespaces: list[str] = list(NAMESPACES)
+        self.directory = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
+        self.logs: dict[str, Path] = {"node": self.directory / "node.log"}
+        self._processes: list[subprocess.Popen[str]] = []
+        self._at_close: list[Callable[[], None]] = []
+        self._holder: subprocess.Popen[str] | None = None
+        self._init = -1  # a descriptor of PID 1
+        try:
+            self._start(_network(uplink, second, pod_links))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, network: Mapping[str, str]) -> None:
+        with self.logs["node"].open("w") as log:
+            self._holder = subprocess.Popen(
+                [
+                    "unshare",
+                    "-m",
+                    "-u",
+                    "-i",
+                    "-n",
+                    "-p",
+                    "-f",
+                    "--kill-child=SIGKILL",
+                    "--mount-proc",
+                    "--propagation",
+                    "private",
+                    "/bin/sh",
+                    "-c",
+                    _HOLDER,
+                ],
+                env={"PATH": _PATH, "LC_ALL": "C", "BACKEND": self.backend, "TAME": _TAME}
+                | {f"NET_{name}": lines for name, lines in network.items()},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        ready = self._holder.stdout
+        readable = ready is not None and select.select([ready], [], [], 20)[0]
+        if ready is None or not readable or ready.readline() != "ready\n":
+            raise LabError("the node did not start:\n" + self.logs["node"].read_text())
+        self.pid = _only_child(self._holder.pid)
+        self._init = os.pidfd_open(self.pid)
+
+    # --- commands ---------------------------------------------------------------------------------------
+
+    def environment(self) -> dict[str, str]:
+        """The environment of every command: fixed, with the checkout on PYTHONPATH."""
+        return {
+            "PATH": _PATH,
+            "LC_ALL": "C",
+            "HOME": "/root",
+            "PYTHONPATH": str(_CHECKOUT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    @staticmethod
+    def python() -> str:
+        """The interpreter to run nodewalld with inside the node; the checkout is on its path."""
+        return sys.executable
+
+    def _entered(self, argv: Sequence[str] | str, ns: str) -> list[str]:
+        if ns not in self.namespaces:
+            raise LabError(f"no namespace {ns!r}; there are {', '.join(self.namespaces)}")
+        net = "-n" if ns == "node" else f"--net=/proc/{self.pid}/root/run/netns/{ns}"
+        command = ["/bin/sh", "-c", argv] if isinstance(argv, str) else [str(part) for part in argv]
+        return ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-p", net, "--wdns=/", "--", *command]
+
+    def run(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        ns: str = "node",
+        check: bool = True,
+        stdin: str | None = None,
+        timeout: float = 60.0,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program (a list) or a shell command (a string) in a namespace of the node, to its end.
+
+        LabError with all it printed when it fails and `check` is on, or when it takes longer than `timeout`.
+        """
+        process = subprocess.Popen(
+            self._entered(argv, ns),
+            env=self.environment() | dict(env or {}),
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+        with process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                kill_entered(process)
+                stdout, stderr = process.communicate(timeout=10)
+                raise LabError(f"{_shown(argv)} took more than {timeout:g} s\n{stdout}{stderr}") from error
+        if check and process.returncode:
+            raise LabError(f"{_shown(argv)} in {ns!r} exited {process.returncode}\n{stdout}{stderr}")
+        return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+
+    def popen(
+        self,
+        argv: Sequence[str] | str,
+        *,
+        ns: str = "node",
+        log: str | None = None,
+        stdin: int | IO[str] | None = subprocess.DEVNULL,
+        stdout: int | IO[str] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start a program in a namespace and leave it running; it dies with the node at the latest.
+
+        What it prints goes to `logs[log]` where a log is named. The pid of the returned process is nsenter's:
+        `inner_pid` gives the program's, `kill_entered` signals it; `wait()` gives the program's own status.
+        """
+        out: int | IO[str] | None = stdout
+        with contextlib.ExitStack() as stack:
+            errors: IO[str] | int | None = None
+            if log is not None:
+                path = self.logs.setdefault(log, self.directory / f"{log}.log")
+                errors = stack.enter_context(path.open("a"))
+                out = errors if out is None else out
+            process = subprocess.Popen(
+                self._entered(argv, ns),
+                env=self.environment() | dict(env or {}),
+                stdin=stdin,
+                stdout=out if out is not None else subprocess.DEVNULL,
+                stderr=errors if errors is not None else subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return process
+
+    def sysctl(self, key: str, value: str, *, ns: str = "node") -> None:
+        """Set a sysctl of that network namespace: `sysctl("net.ipv4.conf.all.route_localnet", "1")`."""
+        if not key.startswith("net."):
+            raise LabError(f"{key} belongs to the whole machine, not to a network namespace")
+        self.run(["/bin/sh", "-c", f"echo {shlex.quote(value)} > /proc/sys/{key.replace('.', '/')}"], ns=ns)
+
+    def attach(self, name: str, link: str, *, node: Sequence[str], host: Sequence[str]) -> None:
+        """Add one more namespace, say a container: joined by a veth that the node calls `link`.
+
+        `node` and `host` are the addresses of either end, with prefix lengths, in any family; the host's
+        default routes lead to the node's first address of the family. `attach("web", "docker0",
+        node=["172.17.0.1/16"], host=["172.17.0.2/16"])` makes Docker's captured rules work as they are.
+        """
+        near = [f"netns add {name}", f"link add {link} type veth peer name eth0 netns {name}"]
+        near += [*_address(link, *node), f"link set {link} up"]
+        far = [*_address("eth0", *host), "link set lo up", "link set eth0 up"]
+        for colon in (False, True):
+            gateways = [address.split("/")[0] for address in node if (":" in address) is colon]
+            far += [f"route add default via {gateway} dev eth0 onlink" for gateway in gateways[:1]]
+        self.run(["ip", "-batch", "-"], stdin="\n".join(near) + "\n")
+        self.namespaces.append(name)
+        self.run(_TAME)
+        self.run(_TAME, ns=name)
+        self.run(["ip", "-batch", "-"], ns=name, stdin="\n".join(far) + "\n")
+
+    def on_close(self, action: Callable[[], None]) -> None:
+        """Call `action` at the beginning of `close()`."""
+        self._at_close.append(action)
+
+    # --- rules ------------------------------------------------------------------------------------------
+
+    def load(self, capture: Path | str, *, backend: BackendName | None = None) -> None:
+        """Put a captured ruleset in force, replacing the tables that it names.
+
+        `capture` is a file ("x.v4.save", "x.v6.rules") or the stem of one or two such files, of which both
+        families are then loaded; "{backend}" in it stands for the node's. Sets that its rules name are made
+        first, empty, so that the restore is taken; `backend` loads it into the other half of the kernel.
+        """
+        chosen = backend or self.backend
+        name = str(capture).format(backend=chosen)
+        files = [Path(name)] if Path(name).is_file() else sorted(Path(name).parent.glob(Path(name).name + ".v[46].*"))
+        if not files:
+            raise LabError(f"no capture {name}")
+        for file in files:
+            family: FamilyName = "ipv6" if ".v6." in file.name else "ipv4"
+            text = file.read_text()
+            if sets := sets_of(text, family):
+                self.run(["ipset", "restore", "-exist"], stdin=sets)
+            tool = "iptables" if family == "ipv4" else "ip6tables"
+            result = self.run([f"{tool}-{chosen}-restore"], stdin=text, check=False)
+            if result.returncode:
+                raise LabError(f"{file.name} was not taken by {tool}-{chosen}-restore:\n{result.stderr}")
+
+    def rules(self, family: str = "ipv4", *, backend: BackendName | None = None) -> str:
+        """What iptables-save (or ip6tables-save) of the backend prints, without counters."""
+        tool = "iptables" if family == "ipv4" else "ip6tables"
+        return self.run([f"{tool}-{backend or self.backend}-save"]).stdout
+
+    def chain(self, table: str, chain: str, family: str = "ipv4", *, backend: BackendName | None = None) -> list[str]:
+        """The rulespecs of one chain in order, without "-A CHAIN"; empty where there is no such chain."""
+        tool = "iptables" if family == "ipv4" else "ip6tables"
+        command = [f"{tool}-{backend or self.backend}", "-w", "-t", table, "-S", chain]
+        prefix = f"-A {chain} "
+        lines = self.run(command, check=False).stdout.splitlines()
+        return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+
+    def snapshot(self, *backends: BackendName) -> str:
+        """The foreign rules of both families in the given backends (the node's): for comparing byte by byte.
+
+        Left out are counters, time stamps, whatever is nodewalld's (chains NODEWALL*, rules tagged
+        "nodewalld:"), and tables in which nothing foreign is left. Tables come in a fixed order.
+        """
+        parts = []
+        for backend in backends or (self.backend,):
+            for family in FAMILIES:
+                parts += [f"# {family} {backend}\n", foreign(self.rules(family, backend=backend))]
+        return "".join(parts)
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Kill the node with all that runs in it, and wait until it is gone; a second call does nothing."""
+        actions, self._at_close = self._at_close, []
+        for action in actions:
+            action()
+        if self._init >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            if not select.select([self._init], [], [], 20)[0]:
+                raise LabError(f"the node's PID 1 ({self.pid}) does not die")
+            os.close(self._init)
+            self._init = -1
+        if self._holder is not None:
+            self._holder.kill()
+            self._reap(self._holder)
+            self._holder = None
+        processes, self._processes = self._processes, []
+        for process in processes:
+            self._reap(process)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @staticmethod
+    def _reap(process: subprocess.Popen[str]) -> None:
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _shown(argv: Sequence[str] | str) -> str:
+    return argv if isinstance(argv, str) else shlex.join(str(part) for part in argv)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _only_child(pid: int) -> int:
+    return wait_for(lambda: _children(pid), what=f"a child of process {pid}")[0]
+
+
+def inner_pid(process: subprocess.Popen[str]) -> int:
+    """The pid, as this machine counts, of the program that `popen` started (its nsenter has forked it)."""
+
+    def found() -> int:
+        if process.poll() is not None:
+            raise LabError(f"the program has ended with {process.returncode}")
+        # nsenter forks only once it has entered: until then its child list is empty.
+        return (_children(process.pid) or [0])[0]
+
+    return wait_for(found, what=f"the program of nsenter {process.pid}")
+
+
+def kill_entered(process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to the program that `popen` started, not to its nsenter; no error when it has ended."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, LabError):
+            os.kill(inner_pid(process), number)
+
+
+_SET = re.compile(r"--match-set (\S+) ((?:src|dst)(?:,(?:src|dst))*)")
+_SET_TYPES = {1: "hash:net", 2: "hash:net,port", 3: "hash:ip,port,net"}
+
+
+def sets_of(rules: str, family: str) -> str:
+    """`ipset restore` input that makes every set named by --match-set in the rules, empty."""
+    inet = "inet6" if family == "ipv6" else "inet"
+    found = {name: len(flags.split(",")) for name, flags in _SET.findall(rules)}
+    return "".join(f"create {name} {_SET_TYPES[size]} family {inet}\n" for name, size in found.items())
+
+
+_COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
+_OURS = re.compile(r'--comment "?nodewalld:')
+
+
+def foreign(saved: str) -> str:
+    """What is foreign in the output of iptables-save: see `Node.snapshot`."""
+    tables: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in saved.splitlines():
+        if line.startswith("*"):
+            lines = tables.setdefault(line[1:], [])
+        elif line.startswith(":"):
+            if not line.startswith(":NODEWALL"):
+                lines.append(_COUNTERS.sub("", line).rstrip())
+        elif line.startswith(("-A", "[")):
+            rule = _COUNTERS.sub("", line, count=1)
+            if not rule.startswith("-A NODEWALL") and not _OURS.search(rule):
+                lines.append(rule)
+        elif "incompatible" in line:
+            tables.setdefault(line, []).append(line)
+    kept = {name: content for name, content in tables.items() if not all(map(_is_untouched_chain, content))}
+    order = sorted(kept, key=lambda name: (TABLES.index(name) if name in TABLES else len(TABLES), name))
+    return "".join(f"*{name}\n" + "".join(f"{line}\n" for line in kept[name]) for name in order)
+
+
+def _is_untouched_chain(line: str) -> bool:
+    return line.startswith(":") and line.endswith(" ACCEPT")

@@ -1,0 +1,1 @@
+"""The two commands that people type: `nodewalld` and `nodewallctl`. Only these exit."""

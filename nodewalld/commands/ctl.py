@@ -1,0 +1,427 @@
+"""`nodewallctl`: asks the daemon, reads the kernel, checks files; prints, and says by its exit status how it
+is.
+
+Law: the exit statuses are the contract's (docs). What people read goes to stdout, what went wrong to stderr,
+and `--json` prints one value (a history: one a line) and nothing else on stdout. No failure is a traceback.
+Heavy modules are imported by the command that needs them: `status` is run by scripts, often.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import nodewalld
+from nodewalld.commands import render
+from nodewalld.core.events import printable
+from nodewalld.service import client, wire
+
+if TYPE_CHECKING:
+    from nodewalld.core.config import Config, Problem
+
+GOOD, FAILED, ATTENTION, NO_DAEMON, INTERRUPTED, BROKEN_PIPE = 0, 1, 3, 4, 130, 141
+
+_QUICK, _LONG = 10.0, 300.0
+"""How long a reply may take, in seconds: one from memory, and one that waits for other writers' locks."""
+
+
+class Offline(Protocol):
+    """What works without the daemon; `nodewalld.commands.offline` is the real one."""
+
+    def remove(self, state_dir: Path) -> dict[str, Any]:
+        """Take everything of ours out of the kernel; {"removed": counts}, as the daemon answers."""
+
+    def plan(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
+        """What would have to change in the kernel now."""
+
+    def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
+        """Our rules as the kernel has them, in packet order."""
+
+    def compiled(self, config_dir: Path) -> str:
+        """The desired rules as iptables text."""
+
+    def try_texts(self, config: "Config") -> "tuple[Problem, ...] | str":
+        """What iptables refuses, or the reason why it could not be asked."""
+
+
+class Load(Protocol):
+    """`nodewalld.configuration.load.load`."""
+
+    def __call__(self, directory: Path, *, check_owner: bool = True) -> "Config":
+        """The configuration in this folder. Raises ConfigError."""
+
+
+class Tools(NamedTuple):
+    """Where the commands get their real work done; tests pass their own."""
+
+    offline: Callable[[], Offline]
+    load: Callable[[], Load]
+
+
+def _real_offline() -> Offline:
+    from nodewalld.commands import offline  # noqa: PLC0415 - heavy
+
+    return offline
+
+
+def _real_load() -> Load:
+    from nodewalld.configuration.load import load  # noqa: PLC0415 - heavy
+
+    return load
+
+
+class _Failure(Exception):
+    """The command can't be done; told to the user as it stands."""
+
+    def __init__(self, error: str, problems: Iterable[str] = (), status: int = FAILED) -> None:
+        super().__init__(error)
+        self.problems = tuple(problems)
+        self.status = status
+
+
+def _check(args: argparse.Namespace, tools: Tools) -> int:
+    from nodewalld.configuration.errors import ConfigError  # noqa: PLC0415
+
+    folder: Path = args.directory or args.config
+    errors: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    untried: str | None = None
+    try:
+        config = tools.load()(folder)
+    except ConfigError as error:
+        errors, untried = error.problems, "the configuration has errors"
+    except OSError as error:
+        raise _Failure(f"{folder} can't be read: {error.strerror or error}") from error
+    else:
+        warnings = config.warnings
+        outcome = tools.offline().try_texts(config)
+        if isinstance(outcome, str):
+            untried = outcome
+        else:
+            errors = outcome
+    if args.strict:
+        errors, warnings = errors + warnings, ()
+    if args.json:
+        found = {"errors": [_problem(one) for one in errors], "warnings": [_problem(one) for one in warnings]}
+        _print_json({**found, "tried": untried is None, "untried_reason": untried})
+        return FAILED if errors else GOOD
+    _complain([*map(str, errors), *(f"warning: {one}" for one in warnings)])
+    if errors:
+        _complain([f"{folder}: {render.count(len(errors), 'error')}"])
+        return FAILED
+    if untried is not None:
+        _complain([f"could not try the rule texts: {untried}"])
+    print(f"{folder}: good: {_content(config)}")
+    return GOOD
+
+
+def _content(config: "Config") -> str:
+    kinds = (
+        (config.ports, "port"),
+        (config.forwards, "forward"),
+        (config.rules, "rule"),
+        (config.jumps, "jump"),
+        (config.sets, "set"),
+    )
+    parts = [render.count(len(entries), noun) for entries, noun in kinds if entries]
+    return ", ".join(parts) or "no entries, nothing will be enforced"
+
+
+def _problem(problem: "Problem") -> dict[str, Any]:
+    where = {"file": problem.where.file, "line": problem.where.line}
+    return {**where, "key": problem.key, "message": problem.message, "cure": problem.cure}
+
+
+def _plan(args: argparse.Namespace, tools: Tools) -> int:
+    with _reading("plan"):
+        changes = tools.offline().plan(args.directory or args.config, args.state_dir)
+    if args.json:
+        _print_json({"changes": changes})
+    else:
+        _print(render.plan(changes, render.Paint(sys.stdout)))
+    return ATTENTION if changes else GOOD
+
+
+def _show(args: argparse.Namespace, tools: Tools) -> int:
+    with _reading("show"):
+        if args.compiled:
+            text = tools.offline().compiled(args.config)
+        else:
+            rows = tools.offline().show(args.config, args.state_dir)
+    if args.compiled:
+        if args.json:
+            _print_json({"compiled": text})
+        else:
+            _print(text.splitlines())
+    elif args.json:
+        _print_json({"rules": rows})
+    else:
+        _print(render.show(rows, render.Paint(sys.stdout)))
+    return GOOD
+
+
+def _status(args: argparse.Namespace, _tools: Tools) -> int:
+    try:
+        value = client.call(_socket(args), {"command": "status"}, _QUICK)
+    except (wire.NoDaemon, wire.NoAnswer) as error:
+        raise _Failure(str(error), status=NO_DAEMON) from error
+    if args.json:
+        _print_json(value)
+    else:
+        _print(render.status(value, render.Paint(sys.stdout)))
+    return GOOD if value.get("state") == "enforcing" else ATTENTION
+
+
+def _history(args: argparse.Namespace, _tools: Tools) -> int:
+    request = {"command": "history", "n": args.n, "follow": args.follow}
+    if not args.follow:
+        _print_events(client.call(_socket(args), request, _QUICK), args.json, head=True)
+        return GOOD
+    values = client.stream(_socket(args), request, _QUICK)
+    _print_events(next(values), args.json, head=True)
+    for event in values:
+        _print_events([event], args.json, head=False)
+    return GOOD
+
+
+def _print_events(events: Sequence[render.Json], as_json: bool, *, head: bool) -> None:
+    if head and not as_json:
+        print(render.HISTORY_HEAD)
+    for event in events:
+        if as_json:
+            _print_json(event)
+        else:
+            print(render.event(event))
+    sys.stdout.flush()
+
+
+def _reload(args: argparse.Namespace, _tools: Tools) -> int:
+    value = client.call(_socket(args), {"command": "reload"}, _LONG)
+    if args.json:
+        _print_json(value)
+    else:
+        change = "taken" if value.get("changed", True) else "taken, nothing in it has changed"
+        print(f"Generation {value.get('generation')} {change}; nodewalld is {value.get('state')}.")
+    return GOOD
+
+
+def _remove(args: argparse.Namespace, tools: Tools) -> int:
+    try:
+        value = client.call(_socket(args), {"command": "remove"}, _LONG)
+    except wire.NoDaemon:
+        value = _remove_alone(args, tools)
+    if args.json:
+        _print_json(value)
+    else:
+        removed = value["removed"]
+        counts = ", ".join(render.count(removed.get(f"{noun}s", 0), noun) for noun in ("rule", "chain", "set"))
+        print(f"Removed {counts}.")
+    return GOOD
+
+
+def _remove_alone(args: argparse.Namespace, tools: Tools) -> dict[str, Any]:
+    """Under the daemon's own lock: one that starts meanwhile must not put back what is being taken out."""
+    from nodewalld.service.instance import AlreadyRunning, Instance  # noqa: PLC0415
+
+    try:
+        with _reading("remove"), Instance(args.runtime_dir):
+            return tools.offline().remove(args.state_dir)
+    except AlreadyRunning as error:
+        raise _Failure(f"{error} and does not listen yet, or no more: try again") from error
+
+
+@contextmanager
+def _reading(command: str) -> Iterator[None]:
+    """The failures of everything that reads configuration and kernel, as sentences."""
+    from nodewalld.configuration.errors import ConfigError  # noqa: PLC0415
+    from nodewalld.kernel.firewall import FirewallError  # noqa: PLC0415
+    from nodewalld.kernel.process import ProgramError  # noqa: PLC0415
+
+    try:
+        yield
+    except ConfigError as error:
+        raise _Failure("the configuration has errors", map(str, error.problems)) from error
+    except (FirewallError, ProgramError) as error:
+        raise _Failure(str(error)) from error
+    except PermissionError as error:
+        what = f" ({error.filename})" if error.filename else ""
+        raise _Failure(f"{command} needs root: {error.strerror or error}{what}") from error
+    except OSError as error:
+        raise _Failure(str(error)) from error
+
+
+def _socket(args: argparse.Namespace) -> Path:
+    folder: Path = args.runtime_dir
+    return folder / wire.SOCKET_NAME
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value))
+
+
+def _complain(lines: Iterable[str]) -> None:
+    for line in lines:
+        print("\n".join(map(printable, line.split("\n"))), file=sys.stderr)
+
+
+class _Command(NamedTuple):
+    run: Callable[[argparse.Namespace, Tools], int]
+    summary: str
+    more: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "check": _Command(
+        _check,
+        "validate a configuration, without root and without changing anything",
+        "Exit status: 0 good, 1 errors.",
+        ("nodewallctl check", "nodewallctl check --strict ./nodewalld", "nodewallctl check --json"),
+    ),
+    "plan": _Command(
+        _plan,
+        "print what would change in the kernel now",
+        "Changes nothing. Exit status: 0 nothing to change, 3 something, 1 error.",
+        ("nodewallctl plan", "nodewallctl plan ./nodewalld", "nodewallctl plan --json"),
+    ),
+    "status": _Command(
+        _status,
+        "are the rules in force?",
+        "Exit status: 0 enforcing, 3 degraded, starting, paused or idle, 4 no daemon.",
+        ("nodewallctl status", "nodewallctl status --json", "nodewallctl --runtime-dir /run/other status"),
+    ),
+    "show": _Command(
+        _show,
+        "print the rules in force, in packet order, with their counters",
+        "Reads the kernel, and needs no daemon.",
+        ("nodewallctl show", "nodewallctl show --compiled", "nodewallctl show --json"),
+    ),
+    "history": _Command(
+        _history,
+        "print repairs, reloads and contention: when, what, who, exposed how long",
+        "With --json one event a line.",
+        ("nodewallctl history", "nodewallctl history -n 20 -f", "nodewallctl history --json"),
+    ),
+    "reload": _Command(
+        _reload,
+        "let the daemon read its files anew, and wait for the outcome",
+        "Exit status: 0 taken, 1 refused (the old rules stay).",
+        ("nodewallctl reload", "nodewallctl reload --json"),
+    ),
+    "remove": _Command(
+        _remove,
+        "take all of nodewalld's rules, chains and sets out of the kernel, and nothing else",
+        "A running daemon lets go and stays idle until `nodewallctl reload`.",
+        ("nodewallctl remove", "nodewallctl remove --json"),
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nodewallctl",
+        description="Asks and steers nodewalld, which holds this node's firewall rules in position.",
+        epilog=_examples(("nodewallctl status", "nodewallctl check", "nodewallctl history -f")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"nodewallctl {nodewalld.__version__}")
+    _add_global(parser, given_only=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        _add_own(
+            name,
+            commands.add_parser(
+                name,
+                help=command.summary,
+                description=f"{command.summary[0].upper()}{command.summary[1:]}.\n{command.more}".replace("?.", "?"),
+                epilog=_examples(command.examples),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            ),
+        )
+    return parser
+
+
+def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
+    if name in ("check", "plan"):
+        parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="instead of --config")
+    if name == "check":
+        parser.add_argument("--strict", action="store_true", help="warnings are errors")
+    if name == "show":
+        parser.add_argument("--compiled", action="store_true", help="the desired rules, as iptables text")
+    if name == "history":
+        parser.add_argument("-n", metavar="N", type=_number, help="only the newest N")
+        parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    _add_global(parser, given_only=True)
+
+
+def _add_global(parser: argparse.ArgumentParser, *, given_only: bool) -> None:
+    """Before and after the command; `given_only` keeps the second from undoing the first by its defaults."""
+    options = (
+        ("--config", "/etc/nodewalld", "the configuration folder"),
+        ("--runtime-dir", "/run/nodewalld", "where the daemon listens"),
+        ("--state-dir", "/var/lib/nodewalld", "where the daemon keeps its state"),
+    )
+    default: Any = argparse.SUPPRESS if given_only else False
+    parser.add_argument("--json", action="store_true", default=default, help="print JSON")
+    for name, folder, text in options:
+        default = argparse.SUPPRESS if given_only else Path(folder)
+        parser.add_argument(name, metavar="DIR", type=Path, default=default, help=f"{text} (default {folder})")
+
+
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return int(text)
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+
+
+def _examples(lines: Iterable[str]) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None, *, tools: Tools | None = None) -> int:
+    """Run one command and return its exit status; usage errors leave by argparse's SystemExit(2)."""
+    try:
+        args = _parser().parse_args(argv)
+        status = _run(args, tools or Tools(_real_offline, _real_load))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has read enough. What is still buffered must not fail again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+def _run(args: argparse.Namespace, tools: Tools) -> int:
+    try:
+        return COMMANDS[args.command].run(args, tools)
+    except wire.Refused as error:
+        failure = _Failure(error.error, error.problems)
+    except wire.ControlError as error:
+        failure = _Failure(str(error))
+    except _Failure as error:
+        failure = error
+    _complain([*failure.problems, f"nodewallctl: {failure}"])
+    if args.json:
+        _print_json({"error": str(failure), "problems": list(failure.problems)})
+    return failure.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

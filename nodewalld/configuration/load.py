@@ -1,0 +1,91 @@
+"""The folder of a configuration: which files count, in which order, and may they be trusted.
+
+Law: `load` gives a valid `Config` or raises ConfigError with everything that is wrong in any file; one bad
+file does not hide what is wrong in the others.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+from nodewalld.configuration.errors import ConfigError, FileError
+from nodewalld.configuration.files import display, list_folder, read_file
+from nodewalld.configuration.locate import locate
+from nodewalld.configuration.schema import judge
+from nodewalld.configuration.tree import Node, grow, merge
+from nodewalld.core.config import Config, Problem, Where
+
+MAIN_FILE = "nodewalld.toml"
+MORE_FILES = "conf.d"
+
+_SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_LONG_NUMBER = re.compile(r"[0-9][0-9_]{4000,}")
+
+
+def load(directory: Path, *, check_owner: bool = True) -> Config:
+    """The configuration in a folder. Raises ConfigError.
+
+    With `check_owner`, files and folders are refused that others than root (or who runs this) can write.
+    """
+    files, problems = _files(directory, check_owner)
+    root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
+    for rank, path in enumerate(files):
+        try:
+            root = merge(root, _parse(read_file(path, check_owner=check_owner), display(path), rank))
+        except FileError as error:
+            problems.append(_problem(path, error, rank))
+    config, found = judge(
+        root,
+        display(directory),
+        lambda path: read_file(Path(path), check_owner=check_owner),
+        complete=not problems,
+    )
+    if problems or found:
+        raise ConfigError(tuple(sorted((*problems, *found), key=_order)))
+    return config
+
+
+def _order(problem: Problem) -> tuple[int, str, int]:
+    return problem.where.rank, problem.where.file, problem.where.line
+
+
+def _files(directory: Path, check_owner: bool) -> tuple[list[Path], list[Problem]]:
+    """The files that count, in their order, and what is wrong with their folders."""
+    more = directory / MORE_FILES
+    try:
+        present = list_folder(directory, check_owner=check_owner)
+    except FileError as error:
+        return [], [_problem(directory, error)]
+    files, problems = [directory / MAIN_FILE], []
+    if more in present:
+        try:
+            files += [path for path in list_folder(more, check_owner=check_owner) if path.suffix == ".toml"]
+        except FileError as error:
+            problems.append(_problem(more, error))
+    return files, problems
+
+
+def _problem(path: Path, error: FileError, rank: int = 0) -> Problem:
+    return Problem(Where(display(path), error.line or 1, rank), error.key, error.message, error.cure)
+
+
+def _parse(text: str, file: str, rank: int) -> Node:
+    try:
+        return grow(tomllib.loads(text), locate(text), file, rank)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(text, str(error)) from error
+    except RecursionError as error:
+        raise FileError("is nested too deeply", "fewer lists in lists") from error
+    except ValueError as error:  # int() refuses numbers of more than 4300 digits, and tomllib lets that through
+        number = _LONG_NUMBER.search(text)
+        line = text.count("\n", 0, number.start()) + 1 if number else 1
+        raise FileError("holds a number that is too long", "a shorter number", line, "syntax") from error
+
+
+def _syntax_error(text: str, message: str) -> FileError:
+    """What tomllib says, with its place taken apart; for it, the end of a document has no line."""
+    place = _SYNTAX_PLACE.search(message)
+    said = message[: place.start()] if place else message
+    if place and place[1]:
+        return FileError(f"{said}, at column {place[2]}", "see https://toml.io", int(place[1]), "syntax")
+    return FileError(f"{said}, at the end of the file", "see https://toml.io", text.rstrip().count("\n") + 1, "syntax")

@@ -1,0 +1,143 @@
+"""Where each key of a TOML text stands, which tomllib does not tell.
+
+Law: the text is one that tomllib has accepted. This scanner finds keys, tables and elements and steps over
+values; it judges nothing and decodes nothing but keys. Newlines, comments and trailing commas are stepped
+over in inline tables too, because TOML 1.1 (Python 3.15) has them there.
+"""
+
+import re
+import tomllib
+from bisect import bisect_right
+
+KeyPath = tuple[str | int, ...]
+"""The keys from the root down to a value; an element of an array is named by its index, from 0."""
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_KEY_PART = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+')
+_DOT = re.compile(r"[ \t]*\.[ \t]*")
+_STRING = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}'  # a string may end in one or two quotes of its own, before the closing three
+    r"|'''.*?'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'",
+    re.DOTALL,
+)
+_PLAIN = re.compile(r"[^,\]}#\n]+")
+
+
+def locate(text: str) -> dict[KeyPath, int]:
+    """The line, from 1, of every table, key and array element; of one that is named often, the first."""
+    return _Scanner(text).scan()
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._line_ends = [match.start() for match in re.finditer("\n", text)]
+        self._lines: dict[KeyPath, int] = {}
+        self._lengths: dict[KeyPath, int] = {}  # of the arrays of tables, which grow header by header
+
+    def scan(self) -> dict[KeyPath, int]:
+        table: KeyPath = ()
+        self._skip(_BLANK)
+        while self._at < len(self._text):
+            if self._take("[["):
+                table = self._array_header()
+            elif self._take("["):
+                table = self._table_header()
+            else:
+                self._pair(table)
+            self._skip(_BLANK)
+        return self._lines
+
+    def _table_header(self) -> KeyPath:
+        line = self._line()
+        path = self._descend((), self._keys(), line)
+        self._take("]")
+        return path
+
+    def _array_header(self) -> KeyPath:
+        line = self._line()
+        *parents, last = self._keys()
+        self._take("]]")
+        array = (*self._descend((), parents, line), last)
+        self._note(array, line)
+        index = self._lengths.get(array, 0)
+        self._lengths[array] = index + 1
+        self._note((*array, index), line)
+        return (*array, index)
+
+    def _descend(self, path: KeyPath, keys: list[str], line: int) -> KeyPath:
+        """Follow keys downwards; through an array of tables the way goes by its newest table."""
+        for key in keys:
+            path = (*path, key)
+            self._note(path, line)
+            if path in self._lengths:
+                path = (*path, self._lengths[path] - 1)
+        return path
+
+    def _pair(self, table: KeyPath) -> None:
+        line = self._line()
+        path = self._descend(table, self._keys(), line)
+        self._take("=")
+        self._value(path)
+
+    def _value(self, path: KeyPath) -> None:
+        if self._take("["):
+            self._array(path)
+        elif self._take("{"):
+            self._inline_table(path)
+        elif self._text[self._at] in "\"'":
+            self._skip(_STRING)
+        else:
+            self._skip(_PLAIN)
+
+    def _array(self, path: KeyPath) -> None:
+        index = 0
+        while not self._take("]"):
+            element = (*path, index)
+            self._note(element, self._line())
+            self._value(element)
+            self._take(",")
+            index += 1
+
+    def _inline_table(self, path: KeyPath) -> None:
+        while not self._take("}"):
+            self._pair(path)
+            self._take(",")
+
+    def _keys(self) -> list[str]:
+        """A key with its dots, as its parts."""
+        keys = [self._key_part()]
+        while _DOT.match(self._text, self._at):
+            self._skip(_DOT)
+            keys.append(self._key_part())
+        return keys
+
+    def _key_part(self) -> str:
+        start = self._at
+        self._skip(_KEY_PART)
+        part = self._text[start : self._at]
+        return tomllib.loads(f"key = {part}")["key"] if part[:1] in "\"'" else part
+
+    def _take(self, token: str) -> bool:
+        """Step over a token, if it is there, and the blanks around it."""
+        self._skip(_BLANK)
+        found = self._text.startswith(token, self._at)
+        if found:
+            self._at += len(token)
+            self._skip(_BLANK)
+        return found
+
+    def _skip(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self._text, self._at)
+        if not match:
+            raise ValueError(f"not TOML at offset {self._at}")
+        self._at = match.end()
+
+    def _line(self) -> int:
+        return bisect_right(self._line_ends, self._at - 1) + 1
+
+    def _note(self, path: KeyPath, line: int) -> None:
+        self._lines.setdefault(path, line)

@@ -1,0 +1,212 @@
+"""From one tree to one `Config`: the tables of the top level, and names that must be unique.
+
+Law: a tree in, a value and problems out; no file is touched but through the hand that `SetFile` lends. The
+value holds what could be read, and is to be thrown away when there are problems.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from nodewalld.configuration import entries
+from nodewalld.configuration.errors import FileError
+from nodewalld.configuration.peers import network, sources
+from nodewalld.configuration.reading import (
+    FieldError,
+    Key,
+    Reader,
+    Reading,
+    SetFile,
+    T,
+    listed,
+    read_table,
+    refuse_unknown,
+    table,
+)
+from nodewalld.configuration.tree import Node, is_name, show
+from nodewalld.configuration.values import (
+    absolute_path,
+    bad_name,
+    choice,
+    folder,
+    glob,
+    mark,
+    protocol_ports,
+    resync,
+)
+from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, Where
+from nodewalld.core.words import Backend, Network
+
+_KEYS = ("daemon", "failsafe", "set", "port", "forward", "rule", "jump", "zone", "service")
+
+_LATER = {"zone": "zones come in a later version", "service": "services come in a later version"}
+
+_RESERVED_SETS = (
+    "cali4",
+    "cali6",
+    "felix-",
+    "KUBE-",
+    "kube-router-",
+    "docker-",
+    "cilium_",
+    "NW-",
+    "NODEWALL",
+)
+"""Set names of the neighbours, who delete what they don't know, and our own for temporary sets."""
+
+_MARKS_IN_USE = (
+    (0x0000C000, "kube-proxy"),
+    (0x00002000, "portmap"),
+    (0x00030000, "kube-router"),
+    (0xFFFF0000, "Calico"),
+    (0x00FF0000, "Tailscale"),
+)
+
+_BACKENDS: dict[str, Backend | None] = {"auto": None, **{backend.value: backend for backend in Backend}}
+
+_DAEMON = {
+    "backend": Key(choice(_BACKENDS)),
+    "families": Key(entries.FAMILIES),
+    "resync": Key(resync),
+    "yield_to": Key(listed(glob, example='["cali-*"]')),
+    "mark": Key(mark),
+    "metrics": Key(folder),
+}
+
+_FAILSAFE = {
+    "ports": Key(listed(protocol_ports, example='["22/tcp"]')),
+    "from": Key(sources, field="sources"),
+}
+
+
+def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
+    """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
+    top = table(root)
+    reading = Reading(_set_names(top), set_file, complete)
+    refuse_unknown(top, _KEYS, reading)
+    _refuse_later(top, reading)
+    daemon = _daemon(top, reading)
+    reading.families = daemon.families
+    config = Config(
+        path=path,
+        daemon=daemon,
+        failsafe=_failsafe(top, reading),
+        sets=_sets(top, reading),
+        ports=_entries(top, "port", entries.port, reading),
+        forwards=_entries(top, "forward", entries.forward, reading),
+        rules=_entries(top, "rule", entries.rule, reading),
+        jumps=_entries(top, "jump", entries.jump, reading),
+        warnings=tuple(reading.warnings),
+    )
+    return config, tuple(reading.problems)
+
+
+def _refuse_later(top: dict[str, Node], reading: Reading) -> None:
+    for key, message in _LATER.items():
+        for node in _children(top, key):
+            reading.refuse(node, message, "leave it out")
+
+
+def _children(top: dict[str, Node], key: str) -> list[Node]:
+    """The tables under a key, or the value itself that stands in their place."""
+    if key not in top:
+        return []
+    value = top[key].value
+    return list(value.values()) if isinstance(value, dict) and value else [top[key]]
+
+
+def _section(top: dict[str, Node], key: str, keys: Mapping[str, Key], reading: Reading) -> dict[str, Any]:
+    """The fields of a table that stands once, and may be left out."""
+    nodes = [top[key]] if key in top else []
+    found = reading.collect(lambda node, inner: read_table(node, keys, inner), nodes)
+    return found[0] if found else {}
+
+
+def _daemon(top: dict[str, Node], reading: Reading) -> DaemonConfig:
+    daemon = DaemonConfig(**_section(top, "daemon", _DAEMON, reading))
+    users = [user for bits, user in _MARKS_IN_USE if bits & daemon.mark]
+    if users:
+        message = f"{daemon.mark:#x} is in use by {', '.join(users)}"
+        reading.warn(table(top["daemon"])["mark"], message, '"0x1000" is free of them')
+    return daemon
+
+
+def _failsafe(top: dict[str, Node], reading: Reading) -> Failsafe:
+    failsafe = Failsafe(**_section(top, "failsafe", _FAILSAFE, reading))
+    if not failsafe.ports and not reading.problems:
+        reading.warn(table(top["failsafe"])["ports"], "is empty: nothing keeps a way back in", '["22/tcp"]')
+    return failsafe
+
+
+def _set_names(top: dict[str, Node]) -> frozenset[str]:
+    """The names that "@NAME" may mean, known before anything is read."""
+    value = top["set"].value if "set" in top else {}
+    return frozenset(value) if isinstance(value, dict) else frozenset()
+
+
+def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
+    if "set" not in top:
+        return ()
+    nodes = top["set"].value
+    if not isinstance(nodes, dict):
+        reading.refuse(top["set"], f"must be a table, not {top['set'].kind}", "[set.NAME]")
+        return ()
+    for called, node in nodes.items():
+        if not is_name(called):
+            reading.refuse(node, *bad_name(called))
+        elif called.startswith(_RESERVED_SETS):
+            reading.refuse(node, f"{show(called)} begins like the sets of another program", "another name")
+    _refuse_twice(((called, node) for called, node in nodes.items()), reading)
+    named = [(called, reading.collect(_set_fields, [node]), node) for called, node in nodes.items()]
+    return tuple(SetEntry(name=called, where=node.where, **found[0]) for called, found, node in named if found)
+
+
+def _set_fields(node: Node, reading: Reading) -> dict[str, Any]:
+    fields = read_table(node, _SET, reading)
+    files = fields.get("files", ())
+    networks = (*fields.get("entries", ()), *(network for _, content in files for network in content))
+    return {"networks": tuple(dict.fromkeys(networks)), "files": tuple(path for path, _ in files)}
+
+
+def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
+    """A set file and what it holds: one address or CIDR a line, and comments."""
+    path = absolute_path(node, reading)
+    try:
+        content = reading.set_file(path)
+    except FileError as error:
+        if not error.line:
+            raise FieldError(node, f"{path} {error.message}", error.cure) from error
+        raise FieldError(
+            Node(path, Where(path, error.line, node.where.rank), node.key), error.message, error.cure
+        ) from error
+    lines = enumerate((line.partition("#")[0].strip() for line in content.split("\n")), start=1)
+    nodes = (Node(line, Where(path, number, node.where.rank), node.key) for number, line in lines if line)
+    return path, reading.collect(network, nodes)
+
+
+def _entries(top: dict[str, Node], kind: str, reader: Reader[tuple[T, ...]], reading: Reading) -> tuple[T, ...]:
+    if kind not in top:
+        return ()
+    nodes = top[kind].value
+    if not isinstance(nodes, list):
+        reading.refuse(top[kind], f"must be a list of tables, not {top[kind].kind}", f"[[{kind}]]")
+        return ()
+    tables = [node.value for node in nodes if isinstance(node.value, dict)]
+    names = [table["name"] for table in tables if "name" in table]
+    _refuse_twice(((node.value, node) for node in names if isinstance(node.value, str)), reading)
+    return tuple(entry for found in reading.collect(reader, nodes) for entry in found)
+
+
+def _refuse_twice(named: Iterable[tuple[str, Node]], reading: Reading) -> None:
+    """Names are unique ignoring case: who reads `Web` and `web` in a listing takes them for one thing."""
+    first: dict[str, Node] = {}
+    for called, node in named:
+        other = first.setdefault(called.lower(), node)
+        if other is not node:
+            place = f"{other.where.file}:{other.where.line}"
+            reading.refuse(node, f"{show(called)} is already the name of {place}", "another name")
+
+
+_SET = {
+    "entries": Key(listed(network, example='["10.0.0.0/8"]')),
+    "files": Key(listed(_set_file, example='["/etc/nodewalld/sets/extra.txt"]')),
+}

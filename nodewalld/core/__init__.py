@@ -1,0 +1,1 @@
+"""The pure core: values and decisions. Nothing in this package touches files, processes, sockets or clocks."""

@@ -1,0 +1,78 @@
+"""Which tracked connections a redirect should have caught: nat sees only a flow's first packet.
+
+Law: a flow is judged as its first packet would be, by what the client dialled, with the content of the sets.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nodewalld.core.config import Action, Destination, ProtocolPorts
+from nodewalld.core.decide import Decisions, Judgement, Source, Sources
+from nodewalld.core.words import Family, Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_BY_LINK = {Family.IPV4: "169.254.0.0/16", Family.IPV6: "fe80::/10"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """What a client dialled, and the port that answers it now."""
+
+    protocol: str
+    source: Address
+    destination: Address
+    port: int
+    answering_port: int
+
+
+def wants_flows(decisions: Decisions) -> bool:
+    """Whether there is any redirect to judge flows for."""
+    return any(j.refusal.action is Action.REDIRECT and j.refusal.enforce for j in decisions.judgements)
+
+
+def refused(decisions: Decisions, flow: Dialled) -> bool:
+    """Whether a redirect refuses this flow, and it doesn't end at the closed port already."""
+    sets = dict(decisions.sets)
+    if _serves(decisions.failsafe, flow) and _among(decisions.failsafe_sources, flow.source, sets):
+        return False
+    own = flow.source.is_loopback or str(flow.source) in decisions.addresses
+    for judgement in decisions.judgements:
+        refusal = judgement.refusal
+        if refusal.action is not Action.REDIRECT or not refusal.enforce or (own and not judgement.from_node):
+            continue
+        if flow.answering_port == refusal.redirect_to or not _serves(judgement.services, flow):
+            continue
+        if _dialled(decisions, judgement, flow.destination) and _denied(judgement, flow.source, sets):
+            return True
+    return False
+
+
+def _serves(services: Iterable[ProtocolPorts], flow: Dialled) -> bool:
+    return any(s.protocol == flow.protocol and s.ports.first <= flow.port <= s.ports.last for s in services)
+
+
+def _dialled(decisions: Decisions, judgement: Judgement, address: Address) -> bool:
+    if judgement.dialled is Destination.ANY:
+        return True
+    if judgement.dialled is Destination.LOCAL:
+        by_link = address in ipaddress.ip_network(_BY_LINK[decisions.family])
+        return str(address) in decisions.addresses or address.is_loopback or by_link
+    return any(address in network for network in judgement.dialled)
+
+
+def _denied(judgement: Judgement, source: Address, sets: Mapping[str, frozenset[Network]]) -> bool:
+    return _holds(judgement.deny, source, sets) or not _holds(judgement.allow, source, sets)
+
+
+def _among(sources: Sources, address: Address, sets: Mapping[str, frozenset[Network]]) -> bool:
+    return sources.any or _holds(sources.items, address, sets)
+
+
+def _holds(items: Iterable[Source], address: Address, sets: Mapping[str, frozenset[Network]]) -> bool:
+    for item in items:
+        networks = sets.get(item.set_name, frozenset()) if item.set_name else (item.network,)
+        if any(network is not None and address in network for network in networks):
+            return True
+    return False

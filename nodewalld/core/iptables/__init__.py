@@ -1,0 +1,1 @@
+"""Decisions written as iptables rules. Another renderer of the same decisions would stand beside this package."""

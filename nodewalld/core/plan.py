@@ -1,0 +1,350 @@
+"""plan(desired, observed): what must change so that ours stand right. Pure, and empty when they do.
+
+Laws:
+1. Planned from what is observed, never from what was written before.
+2. Foreign rules are neither deleted nor moved. Ours are deleted by their text, never by number: a number that has
+   become stale between reading and writing would hit somebody else's rule. (Surplus copies of a `[[jump]]` are the
+   exception that the contract names.)
+3. One table's plan is one transaction. The plan for what its commit leaves behind is empty.
+4. What a tool prints is compared with what it printed before (`Learned`), never with what we wrote, because rule
+   text does not round-trip. Text that happens to come back as written needs no learning.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nodewalld.core.config import Place
+from nodewalld.core.desired import OWN_PREFIX, DesiredTable, Line, OwnChain, Placement
+from nodewalld.core.events import Reason
+from nodewalld.core.position import Room, choose, rank, room
+from nodewalld.core.ruletext import Rule, split
+from nodewalld.core.words import Family, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one table holds of the chains that matter to us; a chain that isn't there isn't in `chains`."""
+
+    chains: Mapping[str, tuple[Rule, ...]]
+
+
+Print = tuple[str, tuple[str, ...]]
+"""The digest of texts as we wrote them, and the lines that the tool prints of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """How the kernel's tool prints what we wrote: by chain, or by chain and tag for what stands in a foreign one."""
+
+    prints: Mapping[str, Print] = field(default_factory=dict)
+
+    def same(self, key: str, written: Sequence[str], read: Sequence[str]) -> bool:
+        """Whether what is read is what was written, as far as anybody can know."""
+        if len(written) == len(read) and all(map(_same_words, written, read)):
+            return True
+        known = self.prints.get(key)
+        return known is not None and known[0] == digest(written) and known[1] == tuple(read)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One chain in which something of ours was wrong."""
+
+    chain: str
+    reason: Reason
+    what: str
+    entries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """What to write into one table (`commands`, in iptables-restore's words), why, and what can't be met now.
+
+    `held` is true when something was left where it is because its anchor vanished only a moment ago; `seen` says
+    for every anchored placement ("CHAIN TAG") which of its anchors are there.
+    """
+
+    family: Family
+    table: Table
+    commands: tuple[str, ...]
+    changes: tuple[Change, ...]
+    unmet: tuple[str, ...]
+    in_place: int
+    desired: int
+    seen: Mapping[str, frozenset[str]]
+    held: bool = False
+
+    @property
+    def script(self) -> str:
+        """The whole transaction for iptables-restore --noflush."""
+        return "\n".join((f"*{self.table}", *self.commands, "COMMIT", ""))
+
+
+def _same_words(written: str, read: str) -> bool:
+    return written == read or split(written) == split(read)
+
+
+def digest(written: Sequence[str]) -> str:
+    """A short name for rule texts as we wrote them."""
+    return hashlib.sha256("\n".join(written).encode()).hexdigest()[:32]
+
+
+def wanted_chains(table: Table, desired: DesiredTable) -> frozenset[str]:
+    """The chains that must be observed to plan this table."""
+    names = set(table.builtin_chains) & {place.chain for place in desired.placements}
+    for chain in desired.chains:
+        names.add(chain.name)
+        names.update(line.needs for line in chain.lines if line.needs)
+    for place in desired.placements:
+        names.add(place.chain)
+        names.update(name for name in (place.needs, place.creates) if name)
+    return frozenset(names)
+
+
+def stray_targets(observed: Observed) -> frozenset[str]:
+    """What rules of ours jump to beyond the observed chains: a chain of ours that somebody renamed, or a target."""
+    targets = {rule.target for rules in observed.chains.values() for rule in rules if rule.tag}
+    return frozenset(targets - observed.chains.keys() - {""})
+
+
+def plan(
+    family: Family,
+    table: Table,
+    desired: DesiredTable,
+    observed: Observed,
+    learned: Learned,
+    yield_to: Sequence[str] = (),
+    held: Collection[str] = (),
+) -> TablePlan:
+    """What must change in one table. `held` names placements that must not be moved downwards for now."""
+    draft = _Draft(table, observed, learned, yield_to, frozenset(held))
+    chains = {chain.name: chain for chain in desired.chains}
+    for chain in desired.chains:
+        draft.own_chain(chain)
+    for place in desired.placements:
+        draft.create(place)
+    by_chain: dict[str, list[Placement]] = {
+        name: [] for name, rules in observed.chains.items() if any(r.tag for r in rules) and name not in chains
+    }
+    for place in desired.placements:
+        by_chain.setdefault(place.chain, []).append(place)
+    for name, places in by_chain.items():
+        if not name.startswith(OWN_PREFIX):
+            draft.foreign_chain(name, places)
+    draft.stale(chains)
+    head = [f":{name} - [0:0]" for name in draft.replaced]
+    return TablePlan(
+        family,
+        table,
+        (*head, *draft.commands, *draft.last),
+        tuple(draft.changes),
+        tuple(draft.unmet),
+        draft.in_place,
+        desired.rules,
+        draft.seen,
+        draft.was_held,
+    )
+
+
+@dataclass
+class _Draft:
+    """A plan in the making."""
+
+    table: Table
+    observed: Observed
+    learned: Learned
+    yield_to: Sequence[str]
+    held: frozenset[str]
+    replaced: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    unmet: list[str] = field(default_factory=list)
+    in_place: int = 0
+    seen: dict[str, frozenset[str]] = field(default_factory=dict)
+    was_held: bool = False
+    created: set[str] = field(default_factory=set)
+
+    def there(self, chain: str) -> bool:
+        return chain in self.table.builtin_chains or chain in self.observed.chains or chain in self.created
+
+    def own_chain(self, chain: OwnChain) -> None:
+        lines = [line for line in chain.lines if self._can_stand(line)]
+        written = [line.text for line in lines]
+        rules = self.observed.chains.get(chain.name)
+        if rules is not None and self.learned.same(chain.name, written, [r.text for r in rules]):
+            self.in_place += len(lines)
+            return
+        if rules is None:
+            reason, what = Reason.MISSING, f"our chain {chain.name} was not there"
+        elif not rules:
+            reason, what = Reason.FLUSHED, f"our chain {chain.name} was empty"
+        else:
+            reason, what = Reason.CHANGED, f"the rules of our chain {chain.name} were not as written"
+        self.replaced.append(chain.name)
+        self.commands.extend(f"-A {chain.name} {text}" for text in written)
+        self.changes.append(Change(chain.name, reason, what, _unique(line.entry for line in lines)))
+
+    def _can_stand(self, line: Line) -> bool:
+        if not line.needs or self.there(line.needs):
+            return True
+        self.unmet.append(f"{line.entry} waits: there is no chain {line.needs} in table {self.table}")
+        return False
+
+    def create(self, place: Placement) -> None:
+        if place.creates and not self.there(place.creates):
+            self.created.add(place.creates)
+            self.commands.append(f"-N {place.creates}")
+            what = f"the chain {place.creates} was not there"
+            self.changes.append(Change(place.creates, Reason.MISSING, what, place.entries))
+
+    def foreign_chain(self, name: str, places: list[Placement]) -> None:
+        waiting = [p for p in places if not self.there(name) or (p.needs and not self.there(p.needs))]
+        for place in waiting:
+            needed = place.needs if self.there(name) else name
+            self.unmet.append(f"{place.entries[0]} waits: there is no chain {needed} in table {self.table}")
+        standing = [place for place in places if place not in waiting]
+        if self.there(name):
+            _ChainPlan(self, name, sorted(standing, key=_our_order)).write()
+
+    def stale(self, chains: Mapping[str, OwnChain]) -> None:
+        """Chains of ours that nothing wants, under our prefix or under a name that somebody gave them."""
+        names = [
+            name
+            for name, rules in self.observed.chains.items()
+            if name not in chains
+            and name not in self.table.builtin_chains
+            and (name.startswith(OWN_PREFIX) or (rules and all(rule.tag for rule in rules)))
+        ]
+        self.last.extend(f"-F {name}" for name in names)
+        self.last.extend(f"-X {name}" for name in names)
+        self.changes.extend(Change(name, Reason.CHANGED, f"the chain {name} was left over from us") for name in names)
+
+
+class _ChainPlan:
+    """The plan for one foreign chain: which of its rules are ours, where they stand, where they should."""
+
+    def __init__(self, draft: _Draft, name: str, places: list[Placement]) -> None:
+        self.draft, self.name, self.places = draft, name, places
+        self.rules = draft.observed.chains.get(name, ())
+        self.copies: list[list[int]] = [[] for _ in places]
+        self.surplus: list[Rule] = []
+        self.foreign: list[Rule] = []
+        self.slots: list[int] = []
+        for index, rule in enumerate(self.rules):
+            self.slots.append(len(self.foreign))
+            found = next((i for i, place in enumerate(places) if self._is(place, rule)), None)
+            if found is not None:
+                self.copies[found].append(index)
+            elif rule.tag:
+                self.surplus.append(rule)
+            else:
+                self.foreign.append(rule)
+
+    @staticmethod
+    def _is(place: Placement, rule: Rule) -> bool:
+        return rule.tag == place.tag if place.tag else list(rule.words) == split(place.text)
+
+    def _as_written(self, place: Placement, rule: Rule) -> bool:
+        return self.draft.learned.same(f"{self.name} {place.tag}", [place.text], [rule.text])
+
+    def write(self) -> None:
+        rooms = [room(p.position, self.foreign, self.draft.yield_to, applies=_applies(p)) for p in self.places]
+        self._tell(rooms)
+        standing = [self.slots[found[0]] if found else None for found in self.copies]
+        anchored = [place.position.place is Place.BETWEEN for place in self.places]
+        targets = choose(rooms, standing, anchored)
+        for i, place in enumerate(self.places):
+            now = standing[i]
+            if now is not None and f"{self.name} {place.tag}" in self.draft.held and targets[i] > now:
+                targets[i], self.draft.was_held = now, True
+        wrong = self._wrong(standing, targets)
+        self._commands(targets, wrong)
+
+    def _tell(self, rooms: Sequence[Room]) -> None:
+        for place, space in zip(self.places, rooms, strict=True):
+            if place.position.place is Place.BETWEEN:
+                self.draft.seen[f"{self.name} {place.tag}"] = space.seen
+            if space.unmet:
+                self.draft.unmet.append(f"{place.entries[0]} in {self.draft.table} {self.name}: {space.unmet}")
+
+    def _wrong(self, standing: Sequence[int | None], targets: Sequence[int]) -> dict[int, Change]:
+        """The placements to be put in anew, each with what was wrong."""
+        wrong: dict[int, Change] = {}
+
+        def note(i: int, reason: Reason, what: str) -> None:
+            place = self.places[i]
+            name = f"the jump {place.text}" if not place.tag else f"our rule {place.tag}"
+            wrong[i] = Change(self.name, reason, f"{name} {what}", place.entries)
+
+        highest = (-1, -1)
+        for i in sorted(range(len(self.places)), key=lambda i: self.copies[i][:1] or [len(self.rules)]):
+            found, place = self.copies[i], self.places[i]
+            if not found:
+                gone = not self.rules and self.name in self.draft.table.builtin_chains
+                note(i, Reason.FLUSHED if gone else Reason.MISSING, "was not there")
+            elif not self._as_written(place, self.rules[found[0]]):
+                note(i, Reason.CHANGED, "was not as written")
+            elif standing[i] != targets[i]:
+                note(i, Reason.DISPLACED, f"stood below {standing[i]} foreign rules instead of {targets[i]}")
+            elif len(found) > 1:
+                note(i, Reason.CHANGED, f"stood there {len(found)} times")
+            elif (targets[i], i) < highest:
+                note(i, Reason.DISPLACED, "stood in the wrong order among ours")
+            else:
+                highest = (targets[i], i)
+                self.draft.in_place += 1
+        return wrong
+
+    def _commands(self, targets: Sequence[int], wrong: Mapping[int, Change]) -> None:
+        draft, name = self.draft, self.name
+        for rule in self.surplus:
+            draft.commands.append(f"-D {name} {rule.text}")
+            draft.changes.append(Change(name, Reason.CHANGED, f"a stale rule of ours: {rule.text}"))
+        for i in wrong:
+            draft.commands.extend(f"-D {name} {self._delete_text(i, index)}" for index in self.copies[i])
+        ours = sorted(range(len(self.places)), key=lambda i: (targets[i], i))
+        for above, i in enumerate(ours):
+            if i not in wrong:
+                continue
+            nothing_below = targets[i] == len(self.foreign) and all(other in wrong for other in ours[above + 1 :])
+            where = f"-A {name}" if nothing_below else f"-I {name} {targets[i] + above + 1}"
+            draft.commands.append(f"{where} {self.places[i].text}")
+            draft.changes.append(wrong[i])
+
+    def _delete_text(self, i: int, index: int) -> str:
+        """What deletes this copy: the text that wrote it where it still is what was written, else what is read."""
+        place, rule = self.places[i], self.rules[index]
+        return place.text if self._as_written(place, rule) else rule.text
+
+
+def _our_order(place: Placement) -> tuple[int, tuple[int, int]]:
+    return rank(place.position), place.order
+
+
+def _applies(place: Placement) -> bool:
+    return place.position.place is not Place.BETWEEN or bool(place.position.after or place.position.before)
+
+
+def _unique(entries: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entries))
+
+
+def read_back(
+    table: Table, desired: DesiredTable, observed: Observed
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    """What to learn from an observation that is known to show just what we wrote."""
+    for chain in desired.chains:
+        present = [
+            line.text
+            for line in chain.lines
+            if not line.needs or line.needs in table.builtin_chains or line.needs in observed.chains
+        ]
+        rules = observed.chains.get(chain.name)
+        if rules is not None and len(rules) == len(present):
+            yield chain.name, (digest(present), tuple(rule.text for rule in rules))
+    for place in desired.placements:
+        for rule in observed.chains.get(place.chain, ()):
+            if place.tag and rule.tag == place.tag:
+                yield f"{place.chain} {place.tag}", (digest([place.text]), (rule.text,))

@@ -1,0 +1,444 @@
+"""The one loop: sources of wake-ups -> the reconciler -> health.
+
+Laws: passes run in this thread, straight from the event that asked for them; only the heart (systemd's watchdog) and
+the control socket have threads of their own, and those read frozen values or leave a request in the queue. The loop
+has the one broad catch of the program: what goes wrong in a pass is told, and the rules stay.
+"""
+
+import contextlib
+import os
+import queue
+import selectors
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from nodewalld import __version__
+from nodewalld.configuration.errors import ConfigError
+from nodewalld.configuration.load import load
+from nodewalld.core.config import Config
+from nodewalld.core.environment import Environment
+from nodewalld.core.events import ConfigStatus, Event, Kind, State, Status
+from nodewalld.core.words import Backend, Family
+from nodewalld.kernel.culprit import culprit
+from nodewalld.kernel.firewall import FirewallError
+from nodewalld.kernel.links import LinkEvents, Links
+from nodewalld.kernel.lockwatch import LockWatch
+from nodewalld.kernel.nftables import GenerationEvents
+from nodewalld.reconciler import Reconciler, Wake
+from nodewalld.reconciler import Refused as KernelRefused
+from nodewalld.service.control import ControlServer, Request
+from nodewalld.service.heart import Heart
+from nodewalld.service.history import History
+from nodewalld.service.instance import Instance
+from nodewalld.service.journal import announce
+from nodewalld.service.notify import Notifier
+from nodewalld.service.state import StateFolder
+from nodewalld.service.wire import Refused
+
+LEGACY_LOOK = 1.0
+"""Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
+
+_RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
+_CONTROL_TIMEOUT = 120.0
+_SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where a daemon reads, talks and remembers."""
+
+    config: Path
+    runtime: Path
+    state: Path
+
+
+@dataclass
+class _Clockwork:
+    """When what is due next (monotonic seconds)."""
+
+    resync: float
+    look: float = float("inf")
+    retry: float = float("inf")
+    relink: float = float("inf")
+    pause: float = _RETRY_FIRST
+
+    @property
+    def next(self) -> float:
+        return min(self.resync, self.look, self.retry, self.relink)
+
+
+@dataclass
+class _Asked:
+    """A request that changes something, handed from a control thread to the loop."""
+
+    command: str
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Daemon:
+    """One daemon: construct, then `run` until SIGTERM. Raises ConfigError at the start, while nothing is changed."""
+
+    def __init__(self, folders: Folders, notifier: Notifier | None = None) -> None:
+        self.folders = folders
+        self._config: Config = load(folders.config)
+        self._notifier = notifier or Notifier()
+        self._heart = Heart(self._notifier.watchdog_interval, self._notifier.watchdog)
+        self._history = History()
+        self._links, self._link_events = Links(), LinkEvents()
+        self._reconciler = Reconciler(
+            environment=self._environment,
+            state=StateFolder(folders.state),
+            runtime_dir=folders.runtime,
+            record=self._record,
+        )
+        self._selector = selectors.DefaultSelector()
+        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._generations: GenerationEvents | None = None
+        self._lock_watch: LockWatch | None = None
+        self._lock_closed = 0.0
+        self._signals: set[int] = set()
+        self._bell, self._ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._due = _Clockwork(resync=0.0)
+        self._stopping = threading.Event()
+        self._generation, self._loaded_at, self._config_error = 0, datetime.now(UTC), ""
+        self._ready = self._idle = False
+        self._since = datetime.now(UTC)
+        self._told: tuple[State, tuple[str, ...]] = (State.STARTING, ())
+        self.status = self._status()
+
+    # Life
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; the exit status. Raises AlreadyRunning."""
+        with Instance(self.folders.runtime) as instance, contextlib.ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+            stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False))
+            self._watch()
+            stack.callback(self._unwatch)
+            stack.enter_context(self._heart)
+            stack.enter_context(ControlServer(instance, self._handle))
+            self._start()
+            while not self._stopping.is_set():
+                self._turn()
+            self._notifier.stopping("Stopping; the rules stay in the kernel")
+            self._record(_event(Kind.STOP, "stopped; the rules stay in the kernel"))
+            self._refuse_the_rest()
+        return 0
+
+    def once(self) -> int:
+        """Enforce, verify, and leave; 0 when everything is in force."""
+        with Instance(self.folders.runtime):
+            self._start()
+        for reason in self._reconciler.reasons:
+            _log.error(reason)
+        return 0 if self._reconciler.in_force else 1
+
+    def _start(self) -> None:
+        self._generation = 1
+        with self._heart.working():
+            self._attempt_start()
+        self._record(_event(Kind.START, f"nodewalld {__version__} started: {self._status().sentence()}"))
+        self._after_pass()
+
+    def _attempt_start(self) -> None:
+        try:
+            self._reconciler.enforce(self._config)
+        except (FirewallError, KernelRefused, OSError) as error:
+            self._config_error = str(error)
+        else:
+            self._config_error = ""
+        self._due.resync = time.monotonic() + self._config.daemon.resync
+
+    def _watch(self) -> None:
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._selector.register(self._link_events, selectors.EVENT_READ)
+        try:
+            self._generations = GenerationEvents()
+            self._selector.register(self._generations, selectors.EVENT_READ)
+        except OSError as error:
+            _log.info(f"No nf_tables events from this kernel: {error}")
+        self._lock_watch = LockWatch(self._on_lock_closed)
+        try:
+            self._lock_watch.start()
+        except OSError as error:
+            _log.warning(f"The xtables lock can't be watched: {error}; legacy changes are seen after {LEGACY_LOOK} s")
+
+    def _unwatch(self) -> None:
+        if self._lock_watch:
+            self._lock_watch.stop()
+        if self._generations:
+            self._generations.close()
+        self._links.close()
+        self._link_events.close()
+        self._selector.close()
+
+    # The turn
+
+    def _turn(self) -> None:
+        self._heart.beat()
+        timeout = max(0.0, self._due.next - time.monotonic())
+        if self._heart.longest_sleep is not None:
+            timeout = min(timeout, self._heart.longest_sleep)
+        with self._heart.sleeping(timeout):
+            ready = self._selector.select(timeout)
+        noticed = time.monotonic()
+        sources = {key.fileobj for key, _ in ready}
+        with self._heart.working():
+            try:
+                self._react(sources, noticed)
+            except Exception as error:  # the top of the loop: whatever it was, the next event gets its chance
+                _log.exception(f"A pass failed: {type(error).__name__}: {error}; trying again soon")
+                self._due.retry = min(self._due.retry, noticed + self._due.pause)
+            self._after_pass()
+
+    def _react(self, sources: set[Any], noticed: float) -> None:
+        wake = self._heard(noticed) if self._generations in sources else None
+        if self._bell in sources:
+            self._drain_bell()
+            closed, self._lock_closed = self._lock_closed, 0.0
+            if closed and self._reconciler.backend is Backend.LEGACY:
+                wake = wake or Wake(closed)
+        if self._link_events in sources and self._link_events.drain():
+            self._due.relink = min(self._due.relink, noticed + _SETTLE)
+        if wake and self._ready:
+            self._reconciler.wake(wake)
+        self._obey_signals()
+        self._obey_requests()
+        self._keep_time()
+
+    def _heard(self, noticed: float) -> Wake | None:
+        """The foreign transactions since the last turn; None when all of them were our own."""
+        heard = self._generations.read() if self._generations else None
+        if heard is None:
+            return None
+        foreign = [event for event in heard.events if event.port_id not in self._reconciler.own_ports]
+        if not foreign and not heard.overflow:
+            return None
+        return Wake(noticed, tuple(culprit(event) for event in foreign[-1:]))
+
+    def _drain_bell(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._bell, 4096):
+                pass
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        due = self._due
+        if not self._ready and not self._idle:
+            if now >= due.retry or now >= due.resync:
+                self._attempt_start()
+            return
+        if now >= due.relink:
+            due.relink = float("inf")
+            self._reconciler.relink()
+        if now >= due.resync:
+            due.resync = now + self._config.daemon.resync
+            self._reconciler.resync()
+        elif now >= due.retry:
+            due.retry = float("inf")
+            self._reconciler.wake(Wake(now, exact=False), retry=True)
+        if self._reconciler.backend is Backend.LEGACY:
+            if now >= due.look:
+                self._reconciler.wake(Wake(now, exact=False))
+            if now >= due.look or due.look == float("inf"):
+                due.look = now + LEGACY_LOOK
+        else:
+            due.look = float("inf")
+
+    def _after_pass(self) -> None:
+        """Health: what there is to tell, told once; and when to try again what could not be done."""
+        now = time.monotonic()
+        troubled = self._reconciler.waiting or (not self._ready and not self._idle)
+        if not troubled:
+            self._due.retry, self._due.pause = float("inf"), _RETRY_FIRST
+        elif self._due.retry == float("inf") or self._due.retry <= now:
+            self._due.retry = now + self._due.pause
+            self._due.pause = min(self._due.pause * 2, _RETRY_LAST)
+        if not self._ready and self._reconciler.backend and not self._reconciler.blocked:
+            self._ready = True
+            self._tell_state()
+            self._notifier.ready(self.status.sentence())
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        reasons = self._reasons()
+        state = self._state(reasons)
+        before, self._told = self._told, (state, reasons)
+        if before[0] is not state:
+            self._since = datetime.now(UTC)
+        old, self.status = self.status, self._status()
+        if before != self._told:
+            if state is State.DEGRADED:
+                self._record(_event(Kind.DEGRADED, "; ".join(reasons)))
+            elif before[0] is State.DEGRADED and state is State.ENFORCING:
+                self._record(_event(Kind.RECOVERED, "everything is in force again"))
+        if old.sentence() != self.status.sentence():
+            self._notifier.status(self.status.sentence())
+
+    def _reasons(self) -> tuple[str, ...]:
+        failed = (self._config_error,) if self._config_error and not self._reconciler.backend else ()
+        return (*failed, *self._reconciler.reasons)
+
+    def _state(self, reasons: tuple[str, ...]) -> State:
+        if self._idle:
+            return State.IDLE
+        if not self._ready:
+            return State.STARTING
+        return State.DEGRADED if reasons else State.ENFORCING
+
+    def _status(self) -> Status:
+        reconciler = self._reconciler
+        state, reasons = self._told
+        families = {}
+        for family in self._config.daemon.families if state in {State.ENFORCING, State.DEGRADED} else ():
+            families[family] = State.DEGRADED if reconciler.family_reasons(family) else State.ENFORCING
+        return Status(
+            state=state,
+            since=self._since,
+            version=__version__,
+            pid=os.getpid(),
+            config=ConfigStatus(
+                path=str(self.folders.config),
+                generation=self._generation,
+                loaded_at=self._loaded_at,
+                error=self._config_error or None,
+            ),
+            reasons=reasons,
+            backend=reconciler.backend,
+            desired=reconciler.desired,
+            in_place=reconciler.in_place,
+            repairs=self._history.count(Kind.REPAIR),
+            last_repair=self._history.last_repair,
+            families=families,
+        )
+
+    def _record(self, event: Event) -> None:
+        self._history.add(event)
+        announce(event)
+
+    # What people ask for
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signals.add(number)
+
+    def _on_lock_closed(self) -> None:
+        """In watchdog's thread: somebody has let go of the xtables lock."""
+        self._lock_closed = time.monotonic()
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._ring, b"!")
+
+    def _obey_signals(self) -> None:
+        signals, self._signals = self._signals, set()
+        if signals & {signal.SIGTERM, signal.SIGINT}:
+            self._stopping.set()
+        elif signal.SIGHUP in signals:
+            with contextlib.suppress(Refused):
+                self._reload()
+
+    def _obey_requests(self) -> None:
+        for asked in self._requests():
+            command = self._reload if asked.command == "reload" else self._remove
+            try:
+                asked.answer.set_result(command())
+            except Refused as refused:
+                asked.answer.set_exception(refused)
+            except Exception as error:
+                asked.answer.set_exception(Refused(f"{asked.command} failed: {error}"))
+                raise
+
+    def _requests(self) -> Iterator[_Asked]:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                yield self._asked.get_nowait()
+
+    def _refuse_the_rest(self) -> None:
+        for asked in self._requests():
+            asked.answer.set_exception(Refused("the daemon is stopping"))
+
+    def _handle(self, request: Request) -> Any:
+        """In a thread of the control socket."""
+        commands: dict[str, Callable[[], Any]] = {
+            "status": self._tell_status,
+            "history": lambda: self._tell_history(request),
+            "reload": lambda: self._ask("reload"),
+            "remove": lambda: self._ask("remove"),
+        }
+        if request.command not in commands:
+            raise Refused(f"there is no command {request.command}")
+        return commands[request.command]()
+
+    def _tell_status(self) -> dict[str, Any]:
+        return self.status.to_json()
+
+    def _tell_history(self, request: Request) -> Any:
+        n = request.args.get("n")
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool)):
+            raise Refused("n must be a number")
+        if request.args.get("follow"):
+            return self._history.follow(n)
+        return [event.to_json() for event in self._history.last(n)]
+
+    def _ask(self, command: str) -> Any:
+        asked = _Asked(command)
+        self._asked.put(asked)
+        self._wake_up()
+        try:
+            return asked.answer.result(_CONTROL_TIMEOUT)
+        except TimeoutError as error:
+            raise Refused(f"{command} did not end within {_CONTROL_TIMEOUT:g} s") from error
+
+    def _reload(self) -> dict[str, Any]:
+        started = time.monotonic()
+        self._notifier.reloading("Reloading")
+        try:
+            config = load(self.folders.config)
+            changed = self._reconciler.enforce(config)
+        except (ConfigError, KernelRefused, FirewallError) as error:
+            problems = tuple(map(str, error.problems)) if not isinstance(error, FirewallError) else (str(error),)
+            self._config_error = problems[0] if len(problems) == 1 else f"{problems[0]}, and {len(problems) - 1} more"
+            self._record(_event(Kind.REFUSED, f"the configuration was refused, the old rules stand: {error}"))
+            self._notifier.ready(self._status().sentence())
+            raise Refused("the configuration was refused; the old rules stand", problems) from error
+        self._config, self._config_error, self._idle, self._ready = config, "", False, True
+        self._generation += 1
+        self._loaded_at = datetime.now(UTC)
+        self._due.resync = time.monotonic() + config.daemon.resync
+        took = round((time.monotonic() - started) * 1000, 3)
+        what = "the configuration was reloaded" if changed else "the configuration was reloaded; nothing had to change"
+        self._record(Event(time=datetime.now(UTC), kind=Kind.RELOAD, what=what, latency_ms=took))
+        self._tell_state()
+        self._notifier.ready(self.status.sentence())
+        return {"generation": self._generation, "changed": changed, "state": self.status.state.value}
+
+    def _remove(self) -> dict[str, Any]:
+        removed = self._reconciler.remove()
+        self._idle = True
+        self._record(_event(Kind.REMOVE, f"all rules were taken out of the kernel: {removed['rules']} rules"))
+        return {"removed": removed}
+
+    def _environment(self) -> Environment:
+        links = self._links.snapshot()
+        return Environment(
+            addresses={family: links.addresses.get(family, ()) for family in Family},
+            service_addresses={family: links.service_addresses.get(family, ()) for family in Family},
+            default_routes={family: links.default_routes.get(family, ()) for family in Family},
+        )
+
+
+def _event(kind: Kind, what: str) -> Event:
+    return Event(time=datetime.now(UTC), kind=kind, what=what)

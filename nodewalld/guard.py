@@ -1,0 +1,202 @@
+"""Keeps the rules of one family in one backend: look, plan, commit, look again.
+
+Laws: what is in force is what a second observation finds no fault with. Each table is settled by itself, so one that
+can't be written harms no other. Nothing is remembered of the kernel but the fingerprint of the last sound look, and how
+its tool prints what we wrote.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nodewalld.core.desired import Desired, DesiredTable
+from nodewalld.core.plan import Change, Learned, Observed, TablePlan, plan, read_back, stray_targets, wanted_chains
+from nodewalld.core.words import Family, Table
+from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
+
+ORDER = (Table.SECURITY, Table.FILTER, Table.NAT, Table.RAW, Table.MANGLE)
+"""The order in which tables are written: what catches (backstops, rejects) before what marks."""
+
+ANCHOR_PATIENCE = 1.0
+"""Seconds for which a vanished anchor moves nothing downwards: its owner may be about to put it back."""
+
+_ATTEMPTS = 4
+_CLEAN_ATTEMPTS = 3  # then what is read is believed, though others were writing all the time
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """How one table ended: what was wrong, when it was right again (monotonic seconds), how often we wrote."""
+
+    table: Table
+    changes: tuple[Change, ...]
+    done: float
+    commits: int
+
+
+@dataclass
+class _TableState:
+    fingerprint: Fingerprint | None = None
+    plan: TablePlan | None = None
+    error: str = ""
+    busy: bool = False
+    vanished: dict[str, float] = field(default_factory=dict)
+
+
+class Guard:
+    """One family's rules. `learned` is shared with the state folder through `prints`."""
+
+    def __init__(
+        self,
+        firewall: Firewall,
+        prints: Mapping[Table, Learned] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.firewall = firewall
+        self.family: Family = firewall.family
+        self.desired = Desired(self.family, {}, (), ())
+        self.learned: dict[Table, Learned] = dict(prints or {})
+        self.own_pids: set[int] = set()
+        self._clock = clock
+        self._tables: dict[Table, _TableState] = {table: _TableState() for table in Table}
+
+    def concerned(self) -> tuple[Table, ...]:
+        """Tables in which something of ours is wanted, was written, or stands."""
+        return tuple(t for t in ORDER if t in self.desired.tables or self._written_chains(t) or self.leftovers(t))
+
+    def drifted(self) -> tuple[Table, ...]:
+        """Tables that may have changed since they were found right; starts no process."""
+        return tuple(t for t in self._used() if self._tables[t].fingerprint != self._fingerprint(t))
+
+    def suspects(self) -> tuple[Table, ...]:
+        """Tables to try again: the last try failed, or an anchor was waited for."""
+        return tuple(t for t in self._used() if self._tables[t].error or self._is_held(t))
+
+    def _is_held(self, table: Table) -> bool:
+        planned = self._tables[table].plan
+        return planned is not None and planned.held
+
+    def _used(self) -> Iterable[Table]:
+        return (table for table in ORDER if table in self.desired.tables)
+
+    def _fingerprint(self, table: Table) -> Fingerprint:
+        try:
+            return self.firewall.fingerprint(table, wanted_chains(table, self.desired.tables[table]))
+        except OSError as error:
+            return f"unreadable: {error}"
+
+    def settle(self, table: Table, *, everything: bool = False) -> Settled:
+        """Bring one table to what is desired; `everything` looks wherever something of ours may be left over.
+
+        Raises FirewallError when the kernel or its tools refuse; the table is then as it was.
+        """
+        state = self._tables[table]
+        try:
+            with self.firewall.exclusive():
+                settled = self._settle(table, state, everything=everything)
+        except OSError as error:
+            self._failed(table, str(error), busy=False)
+            raise FirewallError(str(error)) from error
+        except FirewallError as error:
+            self._failed(table, str(error), busy=error.busy)
+            raise
+        state.error, state.busy = "", False
+        return settled
+
+    def _failed(self, table: Table, error: str, *, busy: bool) -> None:
+        """Remember why; the table is tried again when it changes, and when `suspects` are."""
+        state = self._tables[table]
+        state.error, state.busy = error, busy
+        state.fingerprint = self._fingerprint(table) if table in self.desired.tables else None
+
+    def preview(self, table: Table) -> TablePlan:
+        """What `settle` would do to a table, without doing it."""
+        desired = self.desired.tables.get(table, DesiredTable())
+        with self.firewall.exclusive():
+            observed = self._observe(table, self._everywhere(table, desired))
+        return self._plan(table, desired, observed, _TableState())
+
+    def _everywhere(self, table: Table, desired: DesiredTable) -> frozenset[str]:
+        return wanted_chains(table, desired) | {*table.builtin_chains, *self._written_chains(table)}
+
+    def _settle(self, table: Table, state: _TableState, *, everything: bool) -> Settled:
+        desired = self.desired.tables.get(table, DesiredTable())
+        names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
+        changes: list[Change] = []
+        done, commits, clean, stamp = self._clock(), 0, False, 0
+        for _ in range(_ATTEMPTS):
+            fingerprint = self._fingerprint(table) if table in self.desired.tables else None
+            before = self.firewall.stamp()
+            observed = self._observe(table, names)
+            untouched = clean and before == self.firewall.stamp() == stamp
+            if commits and (untouched or commits >= _CLEAN_ATTEMPTS):
+                self._learn(table, desired, observed)
+            planned = self._plan(table, desired, observed, state)
+            if not planned.commands:
+                state.fingerprint, state.plan = fingerprint, planned
+                return Settled(table, tuple(changes), done, commits)
+            changes.extend(c for c in planned.changes if c not in changes)
+            self.own_pids.add(self.firewall.commit(planned.script))
+            stamp = self.firewall.stamp()
+            clean = stamp == 0 or stamp == before + 1
+            done, commits = self._clock(), commits + 1
+        raise FirewallError(f"table {table} did not stay as it was written", busy=True)
+
+    def wrote(self, table: Table, chains: Iterable[str]) -> None:
+        """Take it that something of ours may stand in these chains."""
+        known = self.learned.get(table, Learned()).prints
+        self.learned[table] = Learned({**known, **{f"{name} ": ("", ()) for name in chains}})
+
+    def _written_chains(self, table: Table) -> frozenset[str]:
+        """The chains that we are known to have written to."""
+        return frozenset(key.split(" ")[0] for key in self.learned.get(table, Learned()).prints)
+
+    def _observe(self, table: Table, names: frozenset[str]) -> Observed:
+        observed = self.firewall.observe(table, names)
+        strays = stray_targets(observed)
+        return self.firewall.observe(table, names | strays) if strays else observed
+
+    def _learn(self, table: Table, desired: DesiredTable, observed: Observed) -> None:
+        self.learned[table] = Learned(dict(read_back(table, desired, observed)))
+
+    def _plan(self, table: Table, desired: DesiredTable, observed: Observed, state: _TableState) -> TablePlan:
+        learned, yield_to = self.learned.get(table, Learned()), self.desired.yield_to
+        planned = plan(self.family, table, desired, observed, learned, yield_to)
+        now = self._clock()
+        before = state.plan.seen if state.plan else {}
+        for key, seen in planned.seen.items():
+            if before.get(key, frozenset()) - seen:
+                state.vanished.setdefault(key, now)
+            elif seen >= before.get(key, frozenset()):
+                state.vanished.pop(key, None)
+        held = {key for key, since in state.vanished.items() if now - since < ANCHOR_PATIENCE}
+        return plan(self.family, table, desired, observed, learned, yield_to, held) if held else planned
+
+    @property
+    def unmet(self) -> tuple[str, ...]:
+        """What can't be met for now, in sentences without the family."""
+        plans = (self._tables[table].plan for table in ORDER)
+        return (*self.desired.reasons, *(reason for p in plans if p for reason in p.unmet))
+
+    @property
+    def errors(self) -> tuple[tuple[Table, str, bool], ...]:
+        """Tables that could not be settled: which, why, and whether others were only busy."""
+        states = ((t, self._tables[t]) for t in self._used())
+        return tuple((t, s.error, s.busy) for t, s in states if s.error)
+
+    @property
+    def in_place(self) -> int:
+        """Rules that stood right when their table was last found right."""
+        states = (self._tables[table] for table in self._used())
+        return sum(s.plan.in_place for s in states if s.plan and not s.error)
+
+    def own_chains(self, table: Table) -> frozenset[str]:
+        """Our chains by the names of the desired ones; what else bears the prefix is left over."""
+        return frozenset(chain.name for chain in self.desired.tables.get(table, DesiredTable()).chains)
+
+    def leftovers(self, table: Table) -> bool:
+        """Whether chains of ours stand in a table that nothing wants there."""
+        try:
+            return bool(self.firewall.own_chains(table) - self.own_chains(table))
+        except OSError:
+            return False

@@ -1,0 +1,48 @@
+"""Who did it: the process that the kernel names, and its parents as far as /proc still tells.
+
+The kernel names the writing tool (NFTA_GEN_PROC_PID and _NAME, at most 15 characters); the program behind it is found
+by walking up at once, while the tool is still closing its socket.
+"""
+
+from pathlib import Path
+
+from nodewalld.core.events import Culprit, Process
+from nodewalld.kernel.nftables import GenerationEvent
+
+_DEPTH = 8
+
+
+def culprit(event: GenerationEvent, proc: Path = Path("/proc")) -> Culprit:
+    """The writer of a transaction. Within a pid namespace the kernel's pid is another's: then the port id is tried."""
+    for pid in (event.pid, event.port_id):
+        stat = _stat(proc, pid)
+        if stat and stat[0] == event.comm:
+            return Culprit(pid, event.comm, _parents(proc, stat[1]))
+    return Culprit(event.pid, event.comm)
+
+
+def process(pid: int, proc: Path = Path("/proc")) -> Culprit | None:
+    """A process and its parents, or None when it has gone."""
+    stat = _stat(proc, pid)
+    return Culprit(pid, stat[0], _parents(proc, stat[1])) if stat else None
+
+
+def _parents(proc: Path, pid: int) -> tuple[Process, ...]:
+    parents: list[Process] = []
+    while pid > 1 and len(parents) < _DEPTH:
+        stat = _stat(proc, pid)
+        if stat is None:
+            break
+        parents.append(Process(pid, stat[0]))
+        pid = stat[1]
+    return tuple(parents)
+
+
+def _stat(proc: Path, pid: int) -> tuple[str, int] | None:
+    """Name and parent of a process; the name stands in parentheses and may hold any character (proc(5))."""
+    try:
+        text = (proc / str(pid) / "stat").read_text(errors="backslashreplace")
+    except OSError:
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    return name, int(rest.split()[1])

@@ -1,0 +1,244 @@
+"""One family's rules in one backend, through iptables' own tools: observe and commit, and a cheap fingerprint.
+
+Laws: text comes only from iptables; netlink and getsockopt tell whether text must be read at all. A snapshot that
+can't be read is an error, never "my rules are gone". What reads and writes belong together is done in `exclusive`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nodewalld.core.desired import OWN_PREFIX
+from nodewalld.core.plan import Observed
+from nodewalld.core.ruletext import Rule
+from nodewalld.core.words import Backend, Family, Table
+from nodewalld.kernel.lockwatch import LOCK_FILE, LOCK_FILE_VARIABLE, LockTimeout, XtablesLock
+from nodewalld.kernel.nftables import ChainRule, NftablesReader
+from nodewalld.kernel.process import ProgramError, Result, run
+from nodewalld.kernel.xtables import LegacyReader
+
+_STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
+_LINE = re.compile(r"line:? (\d+)")
+_STABLE_ATTEMPTS = 5
+
+
+class FirewallError(Exception):
+    """The kernel's rules could not be read or written. `busy`: others were writing, so it is worth another try."""
+
+    def __init__(self, text: str, *, busy: bool = False, line: int = 0) -> None:
+        super().__init__(text)
+        self.busy = busy
+        self.line = line
+
+
+Fingerprint = object
+"""Compares equal while nothing of ours, nor anything beside it, has changed."""
+
+
+class Firewall(Protocol):
+    """What the reconciler needs of a backend."""
+
+    family: Family
+    backend: Backend
+
+    def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
+        """A value that changes when one of these chains does; starts no process."""
+
+    def observe(self, table: Table, chains: Iterable[str]) -> Observed:
+        """These chains, as far as they exist, and every other chain of ours."""
+
+    def observe_all(self, table: Table) -> Observed:
+        """Every chain of the table."""
+
+    def own_chains(self, table: Table) -> frozenset[str]:
+        """The names of all chains with our prefix; starts no process."""
+
+    def chains(self, table: Table) -> frozenset[str]:
+        """The names of all chains; starts no process."""
+
+    def counters(self, table: Table) -> str:
+        """The table as iptables-save prints it with packet and byte counters."""
+
+    def commit(self, script: str) -> int:
+        """Commit one transaction and return the writer's pid; raises FirewallError with iptables' own words."""
+
+    def stamp(self) -> int:
+        """A number that moves by one with each commit of anybody; 0 where nobody counts."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other iptables tools out for a while, where the backend can."""
+
+    def close(self) -> None:
+        """Close sockets."""
+
+
+def tool(family: Family, backend: Backend, action: str = "") -> str:
+    """The name of an iptables program of one backend, such as ip6tables-nft-restore."""
+    return f"{family.tool}-{backend.value}{'-' if action else ''}{action}"
+
+
+def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:
+    """The chains of one table as iptables-save or `-S` prints them, with their rules."""
+    chains: dict[str, list[Rule]] = {}
+    for line in text.splitlines():
+        if line.startswith((":", "-N ", "-P ")):
+            chains.setdefault(line.lstrip(":").split(" ")[0 if line.startswith(":") else 1], [])
+        elif line.startswith("-A "):
+            _, name, *rest = line.split(" ", 2)
+            chains.setdefault(name, []).append(Rule(rest[0] if rest else ""))
+    return {name: tuple(rules) for name, rules in chains.items()}
+
+
+class _Tools:
+    """What both backends share: running the tools and saying what they said."""
+
+    def __init__(self, family: Family, backend: Backend, environment: Mapping[str, str] | None = None) -> None:
+        self.family, self.backend = family, backend
+        self._environment = environment or {}
+
+    def _run(self, action: str, *arguments: str, stdin: str = "", timeout: float = 25.0) -> Result:
+        name = tool(self.family, self.backend, action)
+        # Within the limit that the watchdog grants a pass: kube-proxy's own commits can hold the kernel for 12 s.
+        try:
+            result = run([name, *arguments], stdin=stdin, env=self._environment, timeout=timeout)
+        except ProgramError as error:
+            raise FirewallError(str(error)) from error
+        if result.status or "incompatible, use 'nft' tool" in result.stdout + result.stderr:
+            raise self._error(name, result)
+        return result
+
+    @staticmethod
+    def _error(name: str, result: Result) -> FirewallError:
+        said = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
+        words = "; ".join(line for line in said if not line.startswith("Try `"))[:1000]
+        found = _LINE.search(words)
+        text = f"{name}: {words or f'ended with status {result.status}'}"
+        return FirewallError(text, busy=result.status == _STATUS_BUSY, line=int(found[1]) if found else 0)
+
+    def _save(self, table: Table) -> dict[str, tuple[Rule, ...]]:
+        return parse_chains(self._run("save", "-t", table.value).stdout)
+
+    def counters(self, table: Table) -> str:
+        """The table as iptables-save prints it with packet and byte counters."""
+        return self._run("save", "-c", "-t", table.value).stdout
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The text of a rule that a handle stands for."""
+
+    digest: bytes
+    rule: Rule
+
+
+class NftFirewall(_Tools):
+    """iptables-nft. The text of a rule is read once for each handle; a chain without new handles costs no process."""
+
+    def __init__(self, family: Family, reader: NftablesReader) -> None:
+        super().__init__(family, Backend.NFT)
+        self._reader = reader
+        self._texts: dict[tuple[Table, str], dict[int, _Known]] = {}
+
+    def stamp(self) -> int:
+        return self._reader.generation()
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
+        return tuple(self._reader.rules(self.family, table.value, name) for name in sorted(chains))
+
+    def chains(self, table: Table) -> frozenset[str]:
+        return frozenset(self._reader.chains(self.family, table.value))
+
+    def own_chains(self, table: Table) -> frozenset[str]:
+        return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
+
+    def observe(self, table: Table, chains: Iterable[str]) -> Observed:
+        names = {*chains, *self.own_chains(table)}
+        return Observed({name: rules for name in sorted(names) if (rules := self._chain(table, name)) is not None})
+
+    def observe_all(self, table: Table) -> Observed:
+        chains = self._save(table)
+        if not chains and self._reader.chains(self.family, table.value):
+            raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
+        return Observed(chains)
+
+    def _chain(self, table: Table, name: str) -> tuple[Rule, ...] | None:
+        for _ in range(_STABLE_ATTEMPTS):
+            generation = self._reader.generation()
+            held = self._reader.rules(self.family, table.value, name)
+            if held is None:
+                self._texts.pop((table, name), None)
+                return None
+            known = self._texts.get((table, name), {})
+            found = [known.get(rule.handle) for rule in held]
+            if all(k and k.digest == r.digest for k, r in zip(found, held, strict=True)):
+                return tuple(k.rule for k in found if k)
+            read = self._listed(table, name)
+            if read is not None and len(read) == len(held) and self._reader.generation() == generation:
+                self._learn(table, name, held, read)
+                return read
+        raise FirewallError(f"chain {name} of table {table} changes faster than it can be read", busy=True)
+
+    def _listed(self, table: Table, name: str) -> tuple[Rule, ...] | None:
+        result = self._run("", "-t", table.value, "-S", name)
+        return parse_chains(result.stdout).get(name)
+
+    def _learn(self, table: Table, name: str, held: tuple[ChainRule, ...], read: tuple[Rule, ...]) -> None:
+        pairs = zip(held, read, strict=True)
+        self._texts[table, name] = {rule.handle: _Known(rule.digest, text) for rule, text in pairs}
+
+    def commit(self, script: str) -> int:
+        return self._run("restore", "--noflush", stdin=script).pid
+
+
+class LegacyFirewall(_Tools):
+    """iptables-legacy. Reading, deciding and writing happen under the xtables lock, so that nothing comes between."""
+
+    def __init__(self, family: Family, private_lock: Path, lock_timeout: float, lock_file: str = LOCK_FILE) -> None:
+        super().__init__(family, Backend.LEGACY, {LOCK_FILE_VARIABLE: str(private_lock)})
+        self._reader = LegacyReader(family)
+        self._lock = XtablesLock(os.environ.get(LOCK_FILE_VARIABLE, lock_file))
+        self._lock_timeout = lock_timeout
+
+    def stamp(self) -> int:
+        return 0
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        try:
+            with self._lock.acquire(self._lock_timeout):
+                yield
+        except LockTimeout as error:
+            raise FirewallError(error.strerror or str(error), busy=True) from error
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:  # noqa: ARG002 - see Firewall
+        return self._reader.fingerprint(table.value)
+
+    def chains(self, table: Table) -> frozenset[str]:
+        return frozenset(self._reader.chains(table.value))
+
+    def own_chains(self, table: Table) -> frozenset[str]:
+        return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
+
+    def observe(self, table: Table, chains: Iterable[str]) -> Observed:  # noqa: ARG002 - see Firewall
+        return self.observe_all(table)
+
+    def observe_all(self, table: Table) -> Observed:
+        if table.value not in self._reader.tables():
+            return Observed({})
+        return Observed(self._save(table))
+
+    def commit(self, script: str) -> int:
+        return self._run("restore", "--noflush", stdin=script).pid

@@ -1,0 +1,149 @@
+"""The node's interfaces, addresses and default routes, and to hear when they may have changed.
+
+Law: an event is a hint to look; a snapshot is a value to compare with the one before. Whatever disappears between two
+questions is left out, it will be an event. Only the main table's unicast routes name a default interface.
+
+Sources: rtnetlink(7), include/uapi/linux/rtnetlink.h. This is the one module that imports pyroute2 (24 MiB, some
+150 ms), and only when a snapshot is first asked for.
+"""
+
+import errno
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nodewalld.core.words import Family
+from nodewalld.kernel.netlink import NetlinkError
+
+_GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
+_RT_TABLE_MAIN = 254
+_RTN_UNICAST = 1
+_FAMILIES: dict[int, Family] = {socket.AF_INET: Family.IPV4, socket.AF_INET6: Family.IPV6}
+_DRAIN_LIMIT = 4096  # datagrams; the rest is a new wake-up
+_RECEIVE_BUFFER = 1 << 20
+
+SERVICE_INTERFACE = "kube-ipvs0"
+"""kube-proxy in ipvs mode puts every Service's address on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What the node's interfaces look like; every tuple is sorted and holds a value once."""
+
+    interfaces: tuple[str, ...]
+    default_routes: Mapping[Family, tuple[str, ...]]
+    addresses: Mapping[Family, tuple[str, ...]]
+    service_addresses: Mapping[Family, tuple[str, ...]]
+
+
+class LinkEvents:
+    """Hears of every change to interfaces, addresses and routes, without reading what it was."""
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._socket.bind((0, sum(1 << (group - 1) for group in _GROUPS)))
+        self._scrap = bytearray(16)
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for reading."""
+        return self._socket.fileno()
+
+    def drain(self) -> bool:
+        """Forget what has been heard; whether there was anything (a lost event counts)."""
+        heard = False
+        for _ in range(_DRAIN_LIMIT):
+            try:
+                self._socket.recv_into(self._scrap)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise NetlinkError(error.errno or errno.EIO, "read link events") from error
+            heard = True
+        return heard
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Links:
+    """Takes snapshots through one IPRoute socket, opened at the first and kept."""
+
+    def __init__(self) -> None:
+        self._route: Any = None
+
+    def snapshot(self) -> LinkState:
+        """Interfaces, default routes and addresses as they are now. Raises NetlinkError."""
+        try:
+            if self._route is None:
+                from pyroute2 import IPRoute  # noqa: PLC0415 -- costs memory and time, see above
+
+                self._route = IPRoute()
+            names = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in self._route.get_links()}
+            addresses = [(each["index"], each["family"], _address(each)) for each in self._route.get_addr()]
+            routes = list(_defaults(self._route))
+        except NetlinkError:
+            raise
+        except Exception as error:
+            self.close()  # whatever state the socket was left in, the next snapshot starts afresh
+            number = getattr(error, "code", None) or getattr(error, "errno", None) or errno.EIO
+            raise NetlinkError(int(number), "read links, addresses and routes") from error
+        ordinary = [each for each in addresses if names.get(each[0]) not in {None, "lo", SERVICE_INTERFACE}]
+        service = [each for each in addresses if names.get(each[0]) == SERVICE_INTERFACE]
+        return LinkState(
+            interfaces=tuple(sorted(names.values())),
+            default_routes=_by_family((family, names.get(index)) for family, index in routes),
+            addresses=_by_family((family, address) for _, family, address in ordinary),
+            service_addresses=_by_family((family, address) for _, family, address in service),
+        )
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._route is not None:
+            self._route.close()
+            self._route = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _address(message: Any) -> str | None:
+    # On a point-to-point interface IFA_ADDRESS is the peer's; IPv6 has IFA_LOCAL only there.
+    local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return str(local) if local else None
+
+
+def _defaults(route: Any) -> Iterator[tuple[int, int]]:
+    """Family and interface index of each way out that a default route of the main table names."""
+    for family in _FAMILIES:
+        for each in route.get_routes(family=family, table=_RT_TABLE_MAIN):
+            if each["dst_len"] or each["type"] != _RTN_UNICAST:
+                continue
+            if (each.get_attr("RTA_TABLE") or each["table"]) != _RT_TABLE_MAIN:
+                continue
+            single = each.get_attr("RTA_OIF")
+            if single:
+                yield family, int(single)
+            for hop in each.get_attr("RTA_MULTIPATH") or ():
+                yield family, int(hop["oif"])
+
+
+def _by_family(pairs: Iterable[tuple[int, str | None]]) -> dict[Family, tuple[str, ...]]:
+    found: dict[Family, set[str]] = {family: set() for family in Family}
+    for number, word in pairs:
+        if word is not None and number in _FAMILIES:
+            found[_FAMILIES[number]].add(word)
+    return {family: tuple(sorted(words)) for family, words in found.items()}

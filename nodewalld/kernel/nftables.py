@@ -1,0 +1,295 @@
+"""nf_tables over raw netlink: who changed the ruleset, and what stands in one chain.
+
+Law: reading is exact and cheap, and asks for one chain at a time; a whole ruleset is never read here. Every
+foreign transaction is one event, whatever its size. A digest tells whether a rule *says* the same as before:
+what packets change in it (counters, used-up quotas, times) never counts.
+
+Sources: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h for the messages;
+net/netfilter/nf_tables_api.c (nf_tables_gen_notify: NEWGEN is sent alone, after the transaction) for the
+events; net/netfilter/nft_counter.c, nft_quota.c and nft_last.c for the state that a dump shows; nft_compat.c
+for the matches and targets of iptables, whose private part is zeroed in a dump (kernels since 4.11).
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from ctypes import addressof, create_string_buffer
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Self
+
+from nodewalld.core.words import Family
+from nodewalld.kernel.netlink import (
+    ATTRIBUTE,
+    BODY,
+    HEADER,
+    NETLINK_NETFILTER,
+    NFPROTO,
+    NLM_F_DUMP,
+    U32,
+    U64,
+    NetlinkError,
+    NetlinkSocket,
+    attributes,
+    netfilter_body,
+    spans,
+    string,
+    text,
+)
+
+__all__ = ["ChainRule", "GenerationEvent", "GenerationEvents", "Heard", "NetlinkError", "NftablesReader"]
+
+_NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_GETCHAIN = _NFT | 4
+_GETRULE = _NFT | 7
+_NEWGEN = _NFT | 15
+_GETGEN = _NFT | 16
+_NFNLGRP_NFTABLES = 7
+
+_GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
+_RULE_WORDS = frozenset({5, 7})  # NFTA_RULE_COMPAT, NFTA_RULE_USERDATA (the comment)
+_IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
+_JUMPS = frozenset({0xFFFFFFFD, 0xFFFFFFFC})  # NFT_JUMP -3, NFT_GOTO -4
+
+_QUOTA_FLAGS, _QUOTA_CONSUMED = 2, 4
+_QUOTA_DEPLETED = 2  # set by the kernel in a dump once the quota is used up
+
+_RECEIVE_BUFFER = 4 << 20
+_SO_RCVBUFFORCE = 33
+_SO_ATTACH_FILTER = 26
+_READ_LIMIT = 1024  # datagrams per read(); more than that and the caller is woken again
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEvent:
+    """One transaction that changed the ruleset.
+
+    `pid` is the writer's *thread* as the initial pid namespace counts, `comm` its name (15 characters at
+    most); `port_id` and `sequence` are those of the writer's socket and request: our own commits are known by
+    them.
+    """
+
+    generation: int
+    pid: int
+    comm: str
+    port_id: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a read found; after an `overflow` events are missing, so everything must be looked at."""
+
+    events: tuple[GenerationEvent, ...]
+    overflow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChainRule:
+    """A rule as its chain holds it.
+
+    `handle` is its identity: a rule written again, with the same words, has another. `digest` is of what it
+    says (expressions, comment): it moves when a rule is replaced in place, not when packets pass. A rule with
+    an anonymous set names that set in its digest, so writing it again moves the digest too.
+    """
+
+    handle: int
+    digest: bytes
+    jump: str | None
+
+
+class GenerationEvents:
+    """A subscription to the end of each nf_tables transaction in this network namespace."""
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        # The filter goes in before the subscription: no unwanted datagram is ever queued.
+        _pass_only(self._socket, _NEWGEN)
+        self._socket.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for reading."""
+        return self._socket.fileno()
+
+    def read(self) -> Heard:
+        """Everything that has been heard since the last read, without waiting."""
+        heard: list[GenerationEvent] = []
+        overflow = False
+        for _ in range(_READ_LIMIT):
+            try:
+                datagram = self._socket.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise NetlinkError(error.errno or errno.EIO, "read nf_tables events") from error
+                overflow = True
+                continue
+            heard.extend(_parse_events(datagram))
+        return Heard(tuple(heard), overflow)
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _pass_only(target: socket.socket, kind: int) -> None:
+    """Attach a classic BPF program that drops each datagram whose first message is of another type.
+
+    BPF loads in network order, netlink writes in the host's: the constant is turned round to match.
+    """
+    (wanted,) = struct.unpack(">H", struct.pack("=H", kind))
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x28, 0, 0, 4),  # ldh [4]: nlmsg_type
+            (0x15, 0, 1, wanted),  # jeq wanted, next, next + 1
+            (0x06, 0, 0, 0xFFFFFFFF),  # ret: the whole datagram
+            (0x06, 0, 0, 0),  # ret: nothing
+        )
+    )
+    held = create_string_buffer(program, len(program))
+    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, addressof(held)))
+
+
+def _parse_events(datagram: bytes) -> Iterator[GenerationEvent]:
+    offset = 0
+    while offset + BODY <= len(datagram):
+        length, kind, _, sequence, port_id = HEADER.unpack_from(datagram, offset)
+        if kind == _NEWGEN:
+            found = spans(datagram, offset + BODY, offset + length)
+            yield GenerationEvent(
+                generation=_number(datagram, found, _GEN_ID),
+                pid=_number(datagram, found, _GEN_PROC_PID),
+                comm=string(datagram, *found[_GEN_PROC_NAME]) if _GEN_PROC_NAME in found else "",
+                port_id=port_id,
+                sequence=sequence,
+            )
+        offset += max((length + 3) & ~3, HEADER.size)
+
+
+def _number(data: bytes, found: dict[int, tuple[int, int]], kind: int) -> int:
+    return int(U32.unpack_from(data, found[kind][0])[0]) if kind in found else 0
+
+
+class NftablesReader:
+    """Reads chains through one socket, kept open; for one thread."""
+
+    def __init__(self) -> None:
+        self._netlink = NetlinkSocket()
+
+    def generation(self) -> int:
+        """The number of the last transaction; equal numbers mean an unchanged ruleset."""
+        ((_, answer),) = self._netlink.ask(_GETGEN, 0, netfilter_body(0), "read the nf_tables generation")
+        return _number(answer, spans(answer, BODY, len(answer)), _GEN_ID)
+
+    def rules(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
+        """The rules of a chain from the top, or None when there is no such chain (or table)."""
+        body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
+        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"read chain {chain} of {table} ({family})")
+        if not answers and not self.chain_exists(family, table, chain):
+            return None
+        return tuple([_parse_rule(answer) for _, answer in answers])
+
+    def chain_exists(self, family: Family, table: str, chain: str) -> bool:
+        """Whether the table has a chain of this name."""
+        body = netfilter_body(NFPROTO[family], text(_CHAIN_TABLE, table), text(_CHAIN_NAME, chain))
+        try:
+            self._netlink.ask(_GETCHAIN, 0, body, f"look for chain {chain} of {table} ({family})")
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def chains(self, family: Family, table: str) -> tuple[str, ...]:
+        """The names of all chains of a table; the kernel lists the whole family, so not for every wake-up."""
+        body = netfilter_body(NFPROTO[family])
+        answers = self._netlink.ask(_GETCHAIN, NLM_F_DUMP, body, f"list the chains of {table} ({family})")
+        names = []
+        for _, answer in answers:
+            found = spans(answer, BODY, len(answer))
+            if string(answer, *found[_CHAIN_TABLE]) == table:
+                names.append(string(answer, *found[_CHAIN_NAME]))
+        return tuple(names)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _parse_rule(answer: bytes) -> ChainRule:
+    content = bytearray(answer)
+    digest = blake2b(digest_size=16)
+    handle, jump = 0, None
+    for kind, start, end in attributes(answer, BODY, len(answer)):
+        if kind == _RULE_HANDLE:
+            (handle,) = U64.unpack_from(answer, start)
+        elif kind == _RULE_EXPRESSIONS:
+            jump = _mask_expressions(content, start, end)
+            digest.update(content[start:end])
+        elif kind in _RULE_WORDS:
+            digest.update(content[start - 4 : end])
+    return ChainRule(handle, digest.digest(), jump)
+
+
+def _mask_expressions(content: bytearray, start: int, end: int) -> str | None:
+    """Blank what packets change in a rule's expressions; return the chain that the rule jumps to.
+
+    Unrolled, being most of what a look costs: a list element holds a name and then, behind it, the data.
+    """
+    jump = None
+    unpack = ATTRIBUTE.unpack_from
+    while start + 8 <= end:
+        (length, _), (name_length, _) = unpack(content, start), unpack(content, start + 4)
+        name = content[start + 8 : start + 3 + name_length]
+        data, last = start + 8 + ((name_length + 3) & ~3), start + length
+        if name == b"immediate":
+            jump = _jump(content, data, last) or jump
+        elif name == b"counter" or name == b"last":  # noqa: PLR1714 -- a bytearray can't be looked up in a set
+            content[data:last] = bytes(last - data)
+        elif name == b"quota":
+            _mask_quota(content, data, last)
+        start += max((length + 3) & ~3, 8)
+    return jump
+
+
+def _mask_quota(content: bytearray, start: int, end: int) -> None:
+    for kind, first, last in attributes(content, start, end):
+        if kind == _QUOTA_CONSUMED:
+            content[first:last] = bytes(last - first)
+        elif kind == _QUOTA_FLAGS:
+            (flags,) = U32.unpack_from(content, first)
+            U32.pack_into(content, first, flags & ~_QUOTA_DEPLETED)
+
+
+def _jump(content: bytearray, start: int, end: int) -> str | None:
+    data = spans(content, start, end).get(_IMMEDIATE_DATA)
+    verdict = spans(content, *data).get(_DATA_VERDICT) if data else None
+    if verdict is None:
+        return None
+    parts = spans(content, *verdict)
+    code = parts.get(_VERDICT_CODE)
+    if code is None or _VERDICT_CHAIN not in parts or U32.unpack_from(content, code[0])[0] not in _JUMPS:
+        return None
+    return string(content, *parts[_VERDICT_CHAIN])

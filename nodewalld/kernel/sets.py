@@ -1,0 +1,222 @@
+"""ipsets: read through netlink, replaced whole through one `ipset restore`.
+
+Law: a set that rules refer to is never seen empty or half full: its new content is loaded under a temporary name and
+swapped in, which is atomic. A set of the same name that is not of our making in type or family is left alone and
+reported. Whatever an earlier, killed load left behind is swept away by the next one.
+
+Sources: include/uapi/linux/netfilter/ipset/ip_set.h; ipset(8). hash:net can't hold a prefix of length 0:
+"everywhere" is two halves. No event tells of a change.
+"""
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from ipaddress import IPv4Network, IPv6Network
+from typing import Self
+
+from nodewalld.core.words import Family, Network
+from nodewalld.kernel.netlink import (
+    BODY,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    U32,
+    NetlinkError,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    netfilter_body,
+    spans,
+    string,
+    text,
+)
+from nodewalld.kernel.process import Result
+from nodewalld.kernel.process import run as run_program
+
+_IPSET = 6 << 8  # NFNL_SUBSYS_IPSET
+_DESTROY = _IPSET | 3
+_LIST = _IPSET | 7
+
+_PROTOCOL, _SETNAME, _TYPENAME, _FAMILY, _FLAGS, _DATA, _ADT = 1, 2, 3, 5, 6, 7, 8
+_IP, _CIDR, _CADT_FLAGS, _MAXELEM, _ELEMENTS, _REFERENCES = 1, 3, 8, 19, 24, 25
+_ONLY_NAMES, _ONLY_HEADERS = 1 << 1, 1 << 2  # IPSET_FLAG_LIST_SETNAME, IPSET_FLAG_LIST_HEADER
+_NOMATCH = 1 << 2  # IPSET_FLAG_NOMATCH
+_PROTOCOL_VERSION = attribute(_PROTOCOL, bytes([6]))  # 6 is taken by every kernel since 2.6.39
+_FAMILIES = {2: Family.IPV4, 10: Family.IPV6}
+_WORDS = {Family.IPV4: "inet", Family.IPV6: "inet6"}
+
+_ERR_BUSY = 4100  # IPSET_ERR_BUSY: a rule refers to the set
+_SMALLEST = 65536
+SET_TYPE = "hash:net"
+
+Entry = tuple[bytes, int, bool]
+"""Address, prefix length, and whether it is an exception (nomatch)."""
+
+
+class SetError(Exception):
+    """A set could not be loaded or removed; the text is ipset's own."""
+
+
+class SetTypeConflict(SetError):
+    """A set of this name exists with another type or family: the operator's to decide."""
+
+    def __init__(self, name: str, found: "SetHeader", wanted: str) -> None:
+        super().__init__(
+            f"set {name} exists already as {found}, not as {wanted}; run `ipset destroy {name}`, or choose another name"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SetHeader:
+    """What a set is, without its entries; `family` is None for a type that has none."""
+
+    type_name: str
+    family: Family | None
+    maxelem: int
+    size: int
+    references: int
+
+    def __str__(self) -> str:
+        return f"{self.type_name} family {_WORDS[self.family]}" if self.family else self.type_name
+
+
+class Sets:
+    """Reads and replaces ipsets through one socket, kept open, and one program."""
+
+    def __init__(self, run: Callable[..., Result] = run_program) -> None:
+        self._run = run
+        self._netlink = NetlinkSocket()
+
+    def names(self) -> tuple[str, ...]:
+        """All sets of this network namespace."""
+        body = netfilter_body(0, _PROTOCOL_VERSION, attribute(_FLAGS, U32.pack(_ONLY_NAMES)))
+        answers = self._netlink.ask(_LIST, NLM_F_DUMP, body, "list the names of all sets")
+        return tuple(string(answer, *spans(answer, BODY, len(answer))[_SETNAME]) for _, answer in answers)
+
+    def header(self, name: str) -> SetHeader | None:
+        """A set's type and size, or None when there is no such set."""
+        answers = self._list(name, _ONLY_HEADERS)
+        if not answers:
+            return None
+        answer = answers[0]
+        found = spans(answer, BODY, len(answer))
+        data = spans(answer, *found[_DATA])
+
+        def number(kind: int) -> int:
+            return int(U32.unpack_from(answer, data[kind][0])[0]) if kind in data else 0
+
+        return SetHeader(
+            type_name=string(answer, *found[_TYPENAME]),
+            family=_FAMILIES.get(answer[found[_FAMILY][0]]),
+            maxelem=number(_MAXELEM),
+            size=number(_ELEMENTS),
+            references=number(_REFERENCES),
+        )
+
+    def entries(self, name: str) -> frozenset[Network | str]:
+        """The networks of a hash:net or hash:ip set; an exception comes as text, `10.0.0.0/24 nomatch`."""
+        found: set[Network | str] = set()
+        for packed, length, nomatch in self._entries(name):
+            network: Network = IPv4Network((packed, length)) if len(packed) == 4 else IPv6Network((packed, length))
+            found.add(f"{network} nomatch" if nomatch else network)
+        return frozenset(found)
+
+    def holds(self, name: str, networks: Iterable[Network]) -> bool:
+        """Whether a set holds exactly these networks; a fifth of the cost of `entries`."""
+        wanted = {(each.network_address.packed, each.prefixlen, False) for each in _halved(networks)}
+        return wanted == set(self._entries(name))
+
+    def replace(self, name: str, family: Family, networks: Iterable[Network]) -> None:
+        """Give a set this content at one stroke, making it if need be.
+
+        Raises SetTypeConflict, SetError, ProgramError.
+        """
+        existing = self.header(name)
+        wanted = SetHeader(SET_TYPE, family, 0, 0, 0)
+        if existing is not None and (existing.type_name, existing.family) != (SET_TYPE, family):
+            raise SetTypeConflict(name, existing, str(wanted))
+        temporary = temporary_name(name)
+        self.destroy(temporary)
+        script = render_swap(name, family, tuple(networks), exists=existing is not None)
+        result = self._run(["ipset", "-exist", "restore"], stdin=script)
+        if result.status != 0:
+            self.destroy(temporary)
+            raise SetError(f"set {name} could not be loaded: {result.stderr.strip()}")
+
+    def destroy(self, name: str) -> bool:
+        """Remove a set; False when there was none. Raises SetError while a rule refers to it.
+
+        On nft a deleted rule keeps its set for some milliseconds more: the kernel frees rules later.
+        """
+        body = netfilter_body(0, _PROTOCOL_VERSION, text(_SETNAME, name))
+        try:
+            self._netlink.ask(_DESTROY, NLM_F_ACK, body, f"destroy set {name}")
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            why = "a rule still refers to it" if error.errno == _ERR_BUSY else str(error)
+            raise SetError(f"set {name} can't be destroyed: {why}") from error
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _list(self, name: str, flags: int) -> list[bytes]:
+        body = netfilter_body(0, _PROTOCOL_VERSION, text(_SETNAME, name), attribute(_FLAGS, U32.pack(flags)))
+        try:
+            return [answer for _, answer in self._netlink.ask(_LIST, NLM_F_DUMP, body, f"read set {name}")]
+        except NetlinkError as error:
+            if error.errno == errno.ENOENT:
+                return []
+            raise
+
+    def _entries(self, name: str) -> Iterator[Entry]:
+        for answer in self._list(name, 0):
+            found = spans(answer, BODY, len(answer))
+            for _, start, end in attributes(answer, *found.get(_ADT, (0, 0))):
+                data = spans(answer, start, end)
+                first, last = data[_IP]
+                packed = answer[first + 4 : last]  # one attribute within, named by the family
+                length = answer[data[_CIDR][0]] if _CIDR in data else len(packed) * 8
+                flags = U32.unpack_from(answer, data[_CADT_FLAGS][0])[0] if _CADT_FLAGS in data else 0
+                yield packed, length, bool(flags & _NOMATCH)
+
+
+def temporary_name(name: str) -> str:
+    """The name under which a set is loaded before it is swapped in: always the same, so leftovers are found."""
+    return f"NW-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+
+
+def capacity(count: int) -> int:
+    """The maxelem of a set: room to double, so that a growing set keeps its size for long."""
+    return max(_SMALLEST, 1 << (2 * count).bit_length())
+
+
+def render_swap(
+    name: str, family: Family, networks: Iterable[Network], *, exists: bool, maxelem: int | None = None
+) -> str:
+    """The `ipset -exist restore` script that loads a temporary set, swaps it in and drops the old content."""
+    entries = _halved(networks)
+    temporary = temporary_name(name)
+    kind = f"{SET_TYPE} family {_WORDS[family]} maxelem {maxelem or capacity(len(entries))}"
+    lines = [f"create {temporary} {kind}"]
+    lines += [f"add {temporary} {entry}" for entry in entries]
+    if not exists:
+        lines.append(f"create {name} {kind}")
+    lines += [f"swap {temporary} {name}", f"destroy {temporary}"]
+    return "\n".join(lines) + "\n"
+
+
+def _halved(networks: Iterable[Network]) -> list[Network]:
+    """The networks sorted, once each, with every /0 as its two halves."""
+    entries: set[Network] = set()
+    for network in networks:
+        entries.update([network] if network.prefixlen else network.subnets(1))
+    return sorted(entries, key=lambda each: (each.version, each.network_address.packed, each.prefixlen))

@@ -1,0 +1,172 @@
+"""The legacy backend's tables, read as the kernel holds them: no process, no lock, no text.
+
+Law: looking changes nothing. Asking for a table that does not exist would create it (with its hooks, for
+good), so a table that /proc does not list is never asked for. A fingerprint is of what the rules say; what
+packets change in them (the counters) never counts. Equal sizes prove nothing: a moved rule keeps them.
+
+Sources: include/uapi/linux/netfilter_ipv4/ip_tables.h (ipt_getinfo, ipt_get_entries, ipt_entry) and the same
+of netfilter_ipv6; net/ipv4/netfilter/ip_tables.c, copy_entries_to_user; net/netfilter/x_tables.c,
+xt_data_to_user: the private part of matches and targets (limit's credit, statistic's count, pointers) is
+zeroed on its way out (since 4.11).
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Self
+
+from nodewalld.core.words import Family
+
+_SO_GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
+_SO_GET_ENTRIES = 65
+_INFO = struct.Struct("@32sI5I5III")  # name, hooks, where their rules begin, their policies, entries, bytes
+_HEAD = 40  # ipt_get_entries up to the entries
+_ATTEMPTS = 10  # a table that is replaced between the two calls has another size: EAGAIN
+_NO_COUNTERS = bytes(16)
+_OFFSETS = struct.Struct("@HH")  # of the target and of the next entry
+_ERROR_TARGET = b"ERROR\0"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What tells the two families' entries apart."""
+
+    address_family: int
+    level: int
+    names: str
+    offsets: int  # where an entry keeps its target_offset and next_offset
+    counters: int
+
+
+_LAYOUTS = {
+    Family.IPV4: _Layout(socket.AF_INET, 0, "ip_tables_names", 88, 96),
+    Family.IPV6: _Layout(socket.AF_INET6, 41, "ip6_tables_names", 140, 152),
+}
+
+
+class LegacyError(OSError):
+    """The kernel did not show a table that it lists: the system's fault, with the kernel's own errno."""
+
+    def __init__(self, number: int, what: str) -> None:
+        super().__init__(number, f"{what}: {os.strerror(number)}")
+
+
+class LegacyReader:
+    """Reads the legacy tables of one family through one raw socket, kept open."""
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._layout = _LAYOUTS[family]
+        self._socket = socket.socket(self._layout.address_family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def tables(self) -> frozenset[str]:
+        """The tables that exist; none where the legacy backend was never used in this network namespace."""
+        try:
+            # Not /proc/net: that is the main thread's network namespace, the socket's is this thread's.
+            handle = os.open(f"/proc/thread-self/net/{self._layout.names}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return frozenset()
+        try:
+            return frozenset(os.read(handle, 4096).decode().split())
+        finally:
+            os.close(handle)
+
+    def fingerprint(self, table: str) -> bytes | None:
+        """A digest of all rules, chains and policies of a table, or None when it does not exist."""
+        content = self._content(table)
+        if content is None:
+            return None
+        info, entries = content
+        counters = self._layout.counters
+        for start, _, _ in self._walk(entries):
+            entries[start + counters : start + counters + 16] = _NO_COUNTERS
+        digest = blake2b(entries, digest_size=16)
+        digest.update(info)
+        return digest.digest()
+
+    def size(self, table: str) -> int:
+        """How many bytes a look at this table must fetch; 0 when it does not exist."""
+        if table not in self.tables():
+            return 0
+        return int(_INFO.unpack(self._info(table))[-1])
+
+    def chains(self, table: str) -> tuple[str, ...]:
+        """The names of the user's chains in a table, in the kernel's order."""
+        content = self._content(table)
+        if content is None:
+            return ()
+        # The head of a user's chain is an entry with an ERROR target that holds the name; the table ends in
+        # another.
+        entries, names = content[1], []
+        for start, target, _ in self._walk(entries):
+            at = start + target
+            if entries[at + 2 : at + 8] == _ERROR_TARGET:
+                name = bytes(entries[at + 32 : at + 62]).split(b"\0", 1)[0]
+                names.append(name.decode(errors="surrogateescape"))
+        return tuple(names[:-1])
+
+    def has_chain(self, table: str, name: str) -> bool:
+        """Whether a table holds a user's chain of this name."""
+        return name in self.chains(table)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _walk(self, entries: bytearray) -> Iterator[tuple[int, int, int]]:
+        """The entries of a table: (start, offset of the target, offset of the next entry)."""
+        start, end, at, unpack = 0, len(entries), self._layout.offsets, _OFFSETS.unpack_from
+        while start < end:
+            target, following = unpack(entries, start + at)
+            if following < self._layout.counters + 16:
+                raise LegacyError(errno.EBADMSG, f"walk the entries of a {self._family} table")
+            yield start, target, following
+            start += following
+
+    def _content(self, table: str) -> tuple[bytes, bytearray] | None:
+        """The table's info and its entries; None when it does not exist."""
+        if table not in self.tables():
+            return None
+        for _ in range(_ATTEMPTS):
+            info = self._info(table)
+            size = int(_INFO.unpack(info)[-1])
+            # Fresh and zeroed each time: the kernel does not write behind the end of a match's name, and what
+            # was there before would be part of the fingerprint.
+            buffer = bytearray(_HEAD + size)
+            struct.pack_into("@32sI", buffer, 0, table.encode(), size)
+            number = self._getsockopt(_SO_GET_ENTRIES, buffer)
+            if number == 0:
+                del buffer[:_HEAD]
+                return info, buffer
+            if number != errno.EAGAIN:
+                raise LegacyError(number, f"read table {table} ({self._family}, legacy)")
+        raise LegacyError(errno.EAGAIN, f"read table {table} ({self._family}, legacy)")
+
+    def _info(self, table: str) -> bytes:
+        buffer = bytearray(_INFO.size)
+        struct.pack_into("@32s", buffer, 0, table.encode())
+        number = self._getsockopt(_SO_GET_INFO, buffer)
+        if number:
+            raise LegacyError(number, f"read the size of table {table} ({self._family}, legacy)")
+        return bytes(buffer)
+
+    def _getsockopt(self, option: int, buffer: bytearray) -> int:
+        # Python's own getsockopt can't pass anything in.
+        length = ctypes.c_uint32(len(buffer))
+        first = ctypes.byref(ctypes.c_char.from_buffer(buffer))
+        level = self._layout.level
+        done = _libc.getsockopt(self._socket.fileno(), level, option, first, ctypes.byref(length))
+        return ctypes.get_errno() if done != 0 else 0

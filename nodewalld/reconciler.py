@@ -1,0 +1,544 @@
+"""Makes the kernel hold what a configuration decides, and tells what it found: the only maker of repairs.
+
+Laws:
+1. Sets before the rules that need them, rules away before the sets they needed.
+2. A reload changes every table or none: what was committed when a table is refused is put back and looked at again.
+3. The families, and in a repair the tables, succeed and fail apart.
+4. Everything that is told (events, reasons, counts) comes from what the guards saw.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nodewalld.core.config import Config
+from nodewalld.core.decide import Decisions, decide
+from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredSet, merge
+from nodewalld.core.environment import Environment
+from nodewalld.core.events import Culprit, Event, Kind, Reason
+from nodewalld.core.flows import Dialled, refused, wants_flows
+from nodewalld.core.iptables.render import render
+from nodewalld.core.plan import Change, Learned
+from nodewalld.core.words import Backend, Family, Table
+from nodewalld.guard import ORDER, Guard, Settled
+from nodewalld.kernel import backends
+from nodewalld.kernel.conntrack import Conntrack, Flow
+from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall
+from nodewalld.kernel.nftables import NftablesReader
+from nodewalld.kernel.process import ProgramError
+from nodewalld.kernel.sets import SET_TYPE, SetError, Sets
+from nodewalld.service.state import StateFolder
+
+LOCK_TIMEOUT = 10.0
+"""Seconds to wait for somebody else's xtables lock before saying so and trying again."""
+
+_DESTROY_ATTEMPTS = 50
+_PRINTS, _OWNED = "prints", "owned"
+
+
+class Refused(Exception):
+    """A configuration that the kernel doesn't take; the old rules stand. Each problem is a sentence."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since."""
+
+    noticed: float
+    culprits: tuple[Culprit, ...] = ()
+    exact: bool = True
+
+
+@dataclass
+class _World:
+    """What is enforced now: one guard and its decisions for each family."""
+
+    backend: Backend
+    guards: dict[Family, Guard]
+    decisions: dict[Family, Decisions] = field(default_factory=dict)
+
+
+class Reconciler:
+    """See the module. For one thread; `record` takes every event."""
+
+    def __init__(
+        self,
+        *,
+        environment: Callable[[], Environment],
+        state: StateFolder,
+        runtime_dir: Path,
+        record: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._environment = environment
+        self._state = state
+        self._runtime_dir = runtime_dir
+        self._record = record
+        self._clock = clock
+        self._world: _World | None = None
+        self._env = Environment()
+        self._sound = clock()
+        self._set_errors: dict[str, str] = {}
+        self._sets = Sets()
+        self._conntrack = Conntrack()
+        self.config: Config | None = None
+
+    # What there is to tell
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend that holds the rules; None while none are held."""
+        return self._world.backend if self._world else None
+
+    @property
+    def tables(self) -> frozenset[Table]:
+        """The tables that hold something of ours."""
+        guards = self._world.guards.values() if self._world else ()
+        return frozenset(table for guard in guards for table in guard.desired.tables)
+
+    @property
+    def desired(self) -> int:
+        """How many rules there should be."""
+        return sum(g.desired.rules for g in self._world.guards.values()) if self._world else 0
+
+    @property
+    def in_place(self) -> int:
+        """How many of them stood right at the last look."""
+        return sum(g.in_place for g in self._world.guards.values()) if self._world else 0
+
+    @property
+    def own_ports(self) -> frozenset[int]:
+        """Process ids (netlink port ids) of our own writers."""
+        guards = self._world.guards.values() if self._world else ()
+        return frozenset(pid for guard in guards for pid in guard.own_pids)
+
+    def family_reasons(self, family: Family) -> tuple[str, ...]:
+        """Why the rules of a family are not all in force as meant."""
+        if self._world is None or family not in self._world.guards:
+            return ()
+        guard = self._world.guards[family]
+        errors = (f"{table}: {error}" for table, error, _ in guard.errors)
+        return tuple(f"{family}: {text}" for text in dict.fromkeys((*errors, *guard.unmet)))
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why not everything is in force as meant; empty when it is."""
+        families = self._world.guards if self._world else ()
+        return (*self._set_errors.values(), *(r for family in families for r in self.family_reasons(family)))
+
+    @property
+    def in_force(self) -> bool:
+        """Whether every rule that can be written stands right."""
+        return (
+            self._world is not None
+            and not self._set_errors
+            and not any(guard.errors for guard in self._world.guards.values())
+        )
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something failed only because others were writing."""
+        guards = self._world.guards.values() if self._world else ()
+        return any(busy for guard in guards for _, _, busy in guard.errors)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether another look is due soon, without any event."""
+        guards = self._world.guards.values() if self._world else ()
+        return bool(self._set_errors) or any(guard.suspects() for guard in guards)
+
+    # Enforcing a configuration
+
+    def enforce(self, config: Config) -> bool:
+        """Bring a configuration into force; returns whether the kernel had to be changed.
+
+        With an old configuration in force it is all or nothing: raises Refused and leaves the old one. Without one
+        (at the start) each table is brought as far as it goes, and `reasons` tell the rest.
+        """
+        self._env = self._environment()
+        wanted = choose_backend(config, self._state)
+        first = self._world is None
+        world = self._world
+        if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
+            world = self._open(wanted, config.daemon.families, world)
+        decisions = {family: decide(config, family, self._env) for family in world.guards}
+        changed = self._move(world, decisions, strict=not first)
+        old, self._world, self.config = self._world, world, config
+        if old is not None and old is not world:
+            self._leave(old, world)
+        self._drop_sets(world)
+        self._state.write("backend", {"backend": world.backend.value})
+        self._cut_flows()
+        return changed
+
+    def _open(self, backend: Backend, families: Iterable[Family], old: _World | None) -> _World:
+        prints = load_prints(self._state, backend)
+        guards = {}
+        for family in families:
+            kept = old.guards.get(family) if old and old.backend is backend else None
+            guards[family] = kept or Guard(self._firewall(family, backend), prints.get(family), self._clock)
+        return _World(backend, guards)
+
+    def _firewall(self, family: Family, backend: Backend) -> Firewall:
+        return open_firewall(family, backend, self._runtime_dir)
+
+    def _move(self, world: _World, decisions: Mapping[Family, Decisions], *, strict: bool) -> bool:
+        """From what a world holds to what is decided, by way of both together."""
+        new = {family: render(d) for family, d in decisions.items()}
+        old = {family: guard.desired for family, guard in world.guards.items()}
+        old_decisions = world.decisions
+        both = {family: merge(old[family], new[family]) for family in new}
+        self._sync_sets([entry for desired in both.values() for entry in desired.sets], strict=strict)
+        commits = 0
+        try:
+            for phase in (both, new) if both != new else (new,):
+                commits += self._settle_all(world, phase, strict=strict)
+        except FirewallError as error:
+            self._settle_all(world, old, strict=False)
+            self._sync_sets([e for desired in old.values() for e in desired.sets], strict=False)
+            world.decisions = old_decisions
+            raise Refused([str(error)]) from error
+        world.decisions = dict(decisions)
+        self._save_prints(world)
+        return bool(commits)
+
+    def _settle_all(self, world: _World, phase: Mapping[Family, Desired], *, strict: bool) -> int:
+        commits = 0
+        for family, desired in phase.items():
+            guard = world.guards[family]
+            before = guard.concerned()
+            guard.desired = desired
+            for table in (t for t in ORDER if t in before or t in desired.tables):
+                try:
+                    commits += guard.settle(table, everything=True).commits
+                except FirewallError as error:
+                    if strict:
+                        raise
+                    if error.busy:
+                        break  # somebody holds the lock: the next table would wait as long again
+        return commits
+
+    def _leave(self, old: _World, new: _World) -> None:
+        """Take our rules out of guards that are no longer used (another backend, a family given up)."""
+        for family, guard in old.guards.items():
+            if new.guards.get(family) is not guard:
+                self._settle_all(_World(old.backend, {family: guard}), {family: _empty(family)}, strict=False)
+                guard.firewall.close()
+
+    # Noticing
+
+    def wake(self, wake: Wake, *, retry: bool = False) -> tuple[Event, ...]:
+        """Look at everything of ours that may have changed and put it right; returns the repairs.
+
+        With `retry` also at what could not be put right before.
+        """
+        if self._world is None:
+            return ()
+        repairs: list[Event] = []
+        started = self._clock()
+        for guard in self._world.guards.values():
+            tables = dict.fromkeys((*guard.drifted(), *(guard.suspects() if retry else ())))
+            for table in tables:
+                try:
+                    settled = guard.settle(table)
+                except FirewallError as error:
+                    if error.busy:
+                        break
+                    continue
+                repairs.extend(self._tell(guard, settled, wake))
+        if repairs:
+            repairs = self._with_flows(repairs)
+            self._save_prints(self._world)
+        if not any(guard.errors for guard in self._world.guards.values()):
+            self._sound = started
+        for event in repairs:
+            self._record(event)
+        return tuple(repairs)
+
+    def resync(self) -> tuple[Event, ...]:
+        """The full check: sets, leftovers of ours, and everything that `wake` looks at."""
+        if self._world is None or self.config is None:
+            return ()
+        if self.config.daemon.backend is None:
+            shown = backends.evidence()
+            if shown and shown[0] is not self._world.backend:
+                self._follow(self.config, *shown)
+        repairs = list(self._check_sets())
+        wake = Wake(self._sound, exact=False)
+        for guard in self._world.guards.values():
+            for table in ORDER:
+                if guard.leftovers(table):
+                    repairs.extend(self._settle_quietly(guard, table, wake))
+        for event in repairs:
+            self._record(event)
+        return (*repairs, *self.wake(wake, retry=True))
+
+    def _follow(self, config: Config, backend: Backend, chain: str) -> None:
+        """Move to the backend that the neighbours use now."""
+        what = f"the chain {chain} shows that this node uses {backend}: "
+        try:
+            self.enforce(config)
+        except Refused as error:
+            self._record(Event(time=datetime.now(UTC), kind=Kind.DEGRADED, what=f"{what}{error}"))
+        else:
+            self._record(Event(time=datetime.now(UTC), kind=Kind.RELOAD, what=f"{what}our rules moved there"))
+
+    def _settle_quietly(self, guard: Guard, table: Table, wake: Wake) -> tuple[Event, ...]:
+        try:
+            return self._tell(guard, guard.settle(table, everything=True), wake)
+        except FirewallError:
+            return ()
+
+    def relink(self) -> None:
+        """Links, addresses or routes have changed: decide anew, and write what that changes."""
+        if self._world is None or self.config is None:
+            return
+        now = self._environment()
+        if now == self._env:
+            return
+        self._env = now
+        decisions = {family: decide(self.config, family, now) for family in self._world.guards}
+        if decisions != self._world.decisions:
+            self._move(self._world, decisions, strict=False)
+            self._drop_sets(self._world)
+
+    def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
+        """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
+        by = wake.culprits[-1] if wake.culprits else None
+        latency = (settled.done - wake.noticed) * 1000
+        since = wake.noticed if wake.exact else self._sound
+        groups: dict[str, list[Change]] = {}
+        own = guard.own_chains(settled.table)
+        for change in settled.changes:
+            groups.setdefault("" if change.chain in own else change.chain, []).append(change)
+        return tuple(
+            Event(
+                time=datetime.now(UTC),
+                kind=Kind.REPAIR,
+                what=_what(changes),
+                family=guard.family,
+                table=settled.table,
+                chain=changes[0].chain,
+                reason=changes[0].reason,
+                entries=tuple(dict.fromkeys(entry for change in changes for entry in change.entries)),
+                by=by,
+                exposed_ms=round((settled.done - since) * 1000, 3),
+                latency_ms=round(latency, 3) if wake.exact else None,
+            )
+            for changes in groups.values()
+        )
+
+    # Flows that a redirect should have caught
+
+    def _with_flows(self, repairs: list[Event]) -> list[Event]:
+        if not any(event.table is Table.NAT for event in repairs):
+            return repairs
+        cut = self._cut_flows()
+        last = max(i for i, event in enumerate(repairs) if event.table is Table.NAT)
+        fields = {name: getattr(repairs[last], name) for name in Event.__dataclass_fields__}
+        repairs[last] = Event(**{**fields, "flows_deleted": cut})
+        return repairs
+
+    def _cut_flows(self) -> int:
+        cut = 0
+        for family, decisions in self._world.decisions.items() if self._world else ():
+            if not wants_flows(decisions):
+                continue
+            for flow in self._conntrack.flows(family):
+                if refused(decisions, _dialled(flow)) and self._conntrack.delete(flow):
+                    cut += 1
+        return cut
+
+    # Sets
+
+    def _sync_sets(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
+        """Make and fill sets; returns a repair for each that was there before and had lost its content."""
+        wanted = tuple(wanted)
+        owned = self._owned_sets()
+        self._set_errors.clear()
+        events = []
+        for entry in wanted:
+            try:
+                change = self._sync_set(entry)
+            except (SetError, ProgramError, OSError) as error:
+                if strict:
+                    raise Refused([str(error)]) from error
+                self._set_errors[entry.name] = str(error)
+                continue
+            if change and entry.name in owned:
+                events.append(self._set_event(entry, change))
+        names = {entry.name for entry in wanted}
+        if not names <= owned:
+            self._state.write(_OWNED, {"sets": sorted(owned | names)})
+        return tuple(events)
+
+    def _sync_set(self, entry: DesiredSet) -> Change | None:
+        """Bring one set to its content; what was wrong, or None."""
+        header = self._sets.header(entry.name)
+        if header is None:
+            change = Change(entry.name, Reason.MISSING, f"the set {entry.name} was not there")
+        elif header.type_name == SET_TYPE and self._sets.holds(entry.name, entry.networks):
+            return None
+        else:
+            reason = Reason.CHANGED if header.size else Reason.FLUSHED
+            change = Change(entry.name, reason, f"the set {entry.name} did not hold what it should")
+        self._sets.replace(entry.name, entry.family, entry.networks)
+        return change
+
+    def _destroy(self, name: str) -> bool:
+        """Whether a set is gone. nft frees deleted rules late, so a set may be busy for some milliseconds more."""
+        for _ in range(_DESTROY_ATTEMPTS):
+            try:
+                self._sets.destroy(name)
+            except SetError:
+                time.sleep(0.01)
+            else:
+                return True
+        return False
+
+    def _check_sets(self) -> tuple[Event, ...]:
+        world = self._world
+        if world is None:
+            return ()
+        wanted = [entry for guard in world.guards.values() for entry in guard.desired.sets]
+        return self._sync_sets(wanted, strict=False)
+
+    def _set_event(self, entry: DesiredSet, change: Change) -> Event:
+        return Event(
+            time=datetime.now(UTC),
+            kind=Kind.REPAIR,
+            what=change.what,
+            family=entry.family,
+            chain=entry.name,
+            reason=change.reason,
+            entries=(f"set/{entry.name.removesuffix('-v6')}",),
+            exposed_ms=round((self._clock() - self._sound) * 1000, 3),
+        )
+
+    def _drop_sets(self, world: _World) -> None:
+        """Destroy sets of ours that nothing needs any more."""
+        owned = self._owned_sets()
+        wanted = {entry.name for guard in world.guards.values() for entry in guard.desired.sets}
+        gone = {name for name in owned - wanted if self._destroy(name)}
+        if gone:
+            self._state.write(_OWNED, {"sets": sorted(owned - gone)})
+
+    def _owned_sets(self) -> frozenset[str]:
+        names = (self._state.read(_OWNED) or {}).get("sets", [])
+        return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+    # What the kernel's tool makes of our texts
+
+    def _save_prints(self, world: _World) -> None:
+        now = {
+            family.value: {
+                table.value: {key: [digest, list(lines)] for key, (digest, lines) in learned.prints.items()}
+                for table, learned in guard.learned.items()
+            }
+            for family, guard in world.guards.items()
+        }
+        stored = self._state.read(_PRINTS) or {}
+        if stored.get(world.backend.value) != now:
+            self._state.write(_PRINTS, {**stored, world.backend.value: now})
+
+    # Taking it all out
+
+    def remove(self) -> dict[str, int]:
+        """Take every rule, chain and set of ours out of the kernel, in both backends; returns their numbers."""
+        if self._world:
+            for guard in self._world.guards.values():
+                guard.firewall.close()
+            self._world = None
+        removed = {"rules": 0, "chains": 0, "sets": 0}
+        for backend in Backend:
+            for family in Family:
+                firewall = self._firewall(family, backend)
+                _remove_rules(firewall, removed)
+                firewall.close()
+        for name in sorted(self._owned_sets()):
+            removed["sets"] += int(self._destroy(name))
+        self._state.remove(_OWNED)
+        self._state.remove(_PRINTS)
+        self._set_errors.clear()
+        return removed
+
+
+def choose_backend(config: Config, state: StateFolder) -> Backend:
+    """The configured backend, else the neighbours', else the one used last, else the one of `iptables`."""
+    if config.daemon.backend:
+        return config.daemon.backend
+    shown = backends.evidence()
+    if shown:
+        return shown[0]
+    known = (state.read("backend") or {}).get("backend")
+    if known in set(Backend):
+        return Backend(known)
+    return backends.of_tool()
+
+
+def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewall:
+    """The rules of one family in one backend; `runtime_dir` is for our own tools' lock file."""
+    if backend is Backend.NFT:
+        return NftFirewall(family, NftablesReader())
+    return LegacyFirewall(family, runtime_dir / "xtables.lock", LOCK_TIMEOUT)
+
+
+def load_prints(state: StateFolder, backend: Backend) -> dict[Family, dict[Table, Learned]]:
+    """What the state folder remembers of how the kernel's tool prints our texts."""
+    stored = (state.read(_PRINTS) or {}).get(backend.value)
+    prints: dict[Family, dict[Table, Learned]] = {}
+    for family in Family:
+        tables = stored.get(family.value) if isinstance(stored, dict) else None
+        if isinstance(tables, dict):
+            prints[family] = {Table(t): _learned(v) for t, v in tables.items() if t in set(Table)}
+    return prints
+
+
+def _remove_rules(firewall: Firewall, removed: dict[str, int]) -> None:
+    guard = Guard(firewall)
+    for table in ORDER:
+        try:
+            observed = firewall.observe_all(table)
+            guard.wrote(table, (name for name, rules in observed.chains.items() if any(r.tag for r in rules)))
+            settled = guard.settle(table, everything=True)
+        except (FirewallError, OSError):
+            continue  # a table, family or backend that this kernel doesn't have holds nothing of ours
+        if settled.commits:
+            removed["rules"] += sum(1 for rules in observed.chains.values() for rule in rules if rule.tag)
+            removed["chains"] += sum(1 for name in observed.chains if name.startswith(OWN_PREFIX))
+
+
+def _empty(family: Family) -> Desired:
+    return Desired(family, {}, (), ())
+
+
+def _what(changes: list[Change]) -> str:
+    if len(changes) == 1:
+        return changes[0].what
+    return f"{changes[0].what}, and {len(changes) - 1} more: " + ", ".join(
+        dict.fromkeys(change.chain for change in changes[1:])
+    )
+
+
+def _learned(value: object) -> Learned:
+    """As stored; whatever isn't of that form is left out and learned anew."""
+    prints = {}
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        match entry:
+            case [str(digest), [*lines]] if all(isinstance(line, str) for line in lines):
+                prints[key] = (digest, tuple(lines))
+    return Learned(prints)
+
+
+def _dialled(flow: Flow) -> Dialled:
+    protocol = _PROTOCOLS.get(flow.protocol, "")
+    return Dialled(protocol, flow.source, flow.destination, flow.port, flow.reply_port)
+
+
+_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
