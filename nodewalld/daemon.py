@@ -149,8 +149,8 @@ class Daemon:
         self._generation = 1
         with self._heart.working():
             self._attempt_start()
-        self._record(_event(Kind.START, f"nodewalld {__version__} started: {self._status().sentence()}"))
         self._after_pass()
+        self._record(_event(Kind.START, f"nodewalld {__version__} started: {self.status.sentence()}"))
 
     def _attempt_start(self) -> None:
         try:

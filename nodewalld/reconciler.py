@@ -321,7 +321,7 @@ class Reconciler:
             Event(
                 time=datetime.now(UTC),
                 kind=Kind.REPAIR,
-                what=_what(changes),
+                what=f"put right {_subjects(changes)}",
                 family=guard.family,
                 table=settled.table,
                 chain=changes[0].chain,
@@ -380,14 +380,14 @@ class Reconciler:
 
     def _sync_set(self, entry: DesiredSet) -> Change | None:
         """Bring one set to its content; what was wrong, or None."""
-        header = self._sets.header(entry.name)
+        header, subject = self._sets.header(entry.name), f"the set {entry.name}"
         if header is None:
-            change = Change(entry.name, Reason.MISSING, f"the set {entry.name} was not there")
+            change = Change(entry.name, Reason.MISSING, subject, "was not there")
         elif header.type_name == SET_TYPE and self._sets.holds(entry.name, entry.networks):
             return None
         else:
             reason = Reason.CHANGED if header.size else Reason.FLUSHED
-            change = Change(entry.name, reason, f"the set {entry.name} did not hold what it should")
+            change = Change(entry.name, reason, subject, "did not hold what it should")
         self._sets.replace(entry.name, entry.family, entry.networks)
         return change
 
@@ -413,7 +413,7 @@ class Reconciler:
         return Event(
             time=datetime.now(UTC),
             kind=Kind.REPAIR,
-            what=change.what,
+            what=f"filled {change.subject} again",
             family=entry.family,
             chain=entry.name,
             reason=change.reason,
@@ -518,12 +518,10 @@ def _empty(family: Family) -> Desired:
     return Desired(family, {}, (), ())
 
 
-def _what(changes: list[Change]) -> str:
+def _subjects(changes: list[Change]) -> str:
     if len(changes) == 1:
-        return changes[0].what
-    return f"{changes[0].what}, and {len(changes) - 1} more: " + ", ".join(
-        dict.fromkeys(change.chain for change in changes[1:])
-    )
+        return changes[0].subject
+    return f"{changes[0].subject} and {len(changes) - 1} more"
 
 
 def _learned(value: object) -> Learned:

@@ -109,7 +109,7 @@ def _changes(planned: TablePlan) -> Iterator[dict[str, Any]]:
             "table": planned.table.value,
             "chain": change.chain,
             "reason": change.reason.value,
-            "why": change.what,
+            "why": f"{change.subject} {change.wrong}",
             "commands": commands,
         }
 

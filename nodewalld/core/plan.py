@@ -49,11 +49,12 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One chain in which something of ours was wrong."""
+    """One chain in which something of ours was wrong: `subject` "was not there"."""
 
     chain: str
     reason: Reason
-    what: str
+    subject: str
+    wrong: str
     entries: tuple[str, ...] = ()
 
 
@@ -177,14 +178,15 @@ class _Draft:
             self.in_place += len(lines)
             return
         if rules is None:
-            reason, what = Reason.MISSING, f"our chain {chain.name} was not there"
+            reason, wrong = Reason.MISSING, "was not there"
         elif not rules:
-            reason, what = Reason.FLUSHED, f"our chain {chain.name} was empty"
+            reason, wrong = Reason.FLUSHED, "was empty"
         else:
-            reason, what = Reason.CHANGED, f"the rules of our chain {chain.name} were not as written"
+            reason, wrong = Reason.CHANGED, f"held {len(rules)} rules that were not our {len(lines)}"
         self.replaced.append(chain.name)
         self.commands.extend(f"-A {chain.name} {text}" for text in written)
-        self.changes.append(Change(chain.name, reason, what, _unique(line.entry for line in lines)))
+        subject, entries = f"our chain {chain.name}", _unique(line.entry for line in lines)
+        self.changes.append(Change(chain.name, reason, subject, wrong, entries))
 
     def _can_stand(self, line: Line) -> bool:
         if not line.needs or self.there(line.needs):
@@ -196,8 +198,8 @@ class _Draft:
         if place.creates and not self.there(place.creates):
             self.created.add(place.creates)
             self.commands.append(f"-N {place.creates}")
-            what = f"the chain {place.creates} was not there"
-            self.changes.append(Change(place.creates, Reason.MISSING, what, place.entries))
+            subject = f"the chain {place.creates}"
+            self.changes.append(Change(place.creates, Reason.MISSING, subject, "was not there", place.entries))
 
     def foreign_chain(self, name: str, places: list[Placement]) -> None:
         waiting = [p for p in places if not self.there(name) or (p.needs and not self.there(p.needs))]
@@ -219,7 +221,9 @@ class _Draft:
         ]
         self.last.extend(f"-F {name}" for name in names)
         self.last.extend(f"-X {name}" for name in names)
-        self.changes.extend(Change(name, Reason.CHANGED, f"the chain {name} was left over from us") for name in names)
+        self.changes.extend(
+            Change(name, Reason.CHANGED, f"the chain {name}", "was left over from us") for name in names
+        )
 
 
 class _ChainPlan:
@@ -275,8 +279,10 @@ class _ChainPlan:
 
         def note(i: int, reason: Reason, what: str) -> None:
             place = self.places[i]
-            name = f"the jump {place.text}" if not place.tag else f"our rule {place.tag}"
-            wrong[i] = Change(self.name, reason, f"{name} {what}", place.entries)
+            target = Rule(place.text).target
+            jumps = not place.tag or target.startswith(OWN_PREFIX)
+            subject = f"the jump to {target}" if jumps else f"our rule {place.tag}"
+            wrong[i] = Change(self.name, reason, subject, what, place.entries)
 
         highest = (-1, -1)
         for i in sorted(range(len(self.places)), key=lambda i: self.copies[i][:1] or [len(self.rules)]):
@@ -301,7 +307,7 @@ class _ChainPlan:
         draft, name = self.draft, self.name
         for rule in self.surplus:
             draft.commands.append(f"-D {name} {rule.text}")
-            draft.changes.append(Change(name, Reason.CHANGED, f"a stale rule of ours: {rule.text}"))
+            draft.changes.append(Change(name, Reason.CHANGED, f"our rule {rule.tag}", "was left over from us"))
         for i in wrong:
             draft.commands.extend(f"-D {name} {self._delete_text(i, index)}" for index in self.copies[i])
         ours = sorted(range(len(self.places)), key=lambda i: (targets[i], i))

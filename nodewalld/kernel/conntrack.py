@@ -12,7 +12,7 @@ import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import Self
+from typing import NamedTuple, Self
 
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import (
@@ -107,10 +107,29 @@ def _parse_flow(family: Family, answer: bytes) -> Flow | None:
     identity = b"".join(
         answer[start - 4 : end] + bytes(-(end - start) % 4) for kind, (start, end) in found.items() if kind in _IDENTITY
     )
-    return Flow(family, protocol, source, destination, port, reply_source, reply_port, mark, identity)
+    return Flow(
+        family=family,
+        protocol=asked.protocol,
+        source=asked.source,
+        destination=asked.destination,
+        port=asked.port,
+        reply_source=reply.source,
+        reply_source_port=reply.source_port,
+        reply_port=reply.port,
+        mark=mark,
+        identity=identity,
+    )
 
 
-def _parse_tuple(family: Family, answer: bytes, start: int, end: int) -> tuple[int, Address, Address, int, int]:
+class _Tuple(NamedTuple):
+    protocol: int
+    source: Address
+    destination: Address
+    source_port: int
+    port: int
+
+
+def _parse_tuple(family: Family, answer: bytes, start: int, end: int) -> _Tuple:
     parts = spans(answer, start, end)
     addresses = spans(answer, *parts[_TUPLE_IP])
     protocol = spans(answer, *parts[_TUPLE_PROTO])
@@ -118,7 +137,7 @@ def _parse_tuple(family: Family, answer: bytes, start: int, end: int) -> tuple[i
     def port(kind: int) -> int:
         return int(U16.unpack_from(answer, protocol[kind][0])[0]) if kind in protocol else 0
 
-    return (
+    return _Tuple(
         answer[protocol[_PROTO_NUM][0]],
         _address(answer, addresses[_SOURCE[family]]),
         _address(answer, addresses[_DESTINATION[family]]),

@@ -24,6 +24,7 @@ from nodewalld.kernel.xtables import LegacyReader
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
 _LINE = re.compile(r"line:? (\d+)")
 _STABLE_ATTEMPTS = 5
+_OURS_MAX = 20_000  # texts kept of rules of ours; reloads bring new ones
 
 
 class FirewallError(Exception):
@@ -136,12 +137,17 @@ class _Known:
 
 
 class NftFirewall(_Tools):
-    """iptables-nft. The text of a rule is read once for each handle; a chain without new handles costs no process."""
+    """iptables-nft. The text of a rule is read once; a chain without unknown rules costs no process.
+
+    A foreign rule is known by its handle. One of ours is known by its content too: what we write anew after a flush has
+    new handles, but the same expressions and the same tag.
+    """
 
     def __init__(self, family: Family, reader: NftablesReader) -> None:
         super().__init__(family, Backend.NFT)
         self._reader = reader
         self._texts: dict[tuple[Table, str], dict[int, _Known]] = {}
+        self._ours: dict[tuple[Table, bytes], Rule] = {}
 
     def stamp(self) -> int:
         return self._reader.generation()
@@ -178,15 +184,20 @@ class NftFirewall(_Tools):
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
-            known = self._texts.get((table, name), {})
-            found = [known.get(rule.handle) for rule in held]
-            if all(k and k.digest == r.digest for k, r in zip(found, held, strict=True)):
-                return tuple(k.rule for k in found if k)
+            found = [self._known(table, name, rule) for rule in held]
+            if None not in found:
+                return tuple(rule for rule in found if rule)
             read = self._listed(table, name)
             if read is not None and len(read) == len(held) and self._reader.generation() == generation:
                 self._learn(table, name, held, read)
                 return read
         raise FirewallError(f"chain {name} of table {table} changes faster than it can be read", busy=True)
+
+    def _known(self, table: Table, name: str, rule: ChainRule) -> Rule | None:
+        known = self._texts.get((table, name), {}).get(rule.handle)
+        if known and known.digest == rule.digest:
+            return known.rule
+        return self._ours.get((table, rule.digest))
 
     def _listed(self, table: Table, name: str) -> tuple[Rule, ...] | None:
         result = self._run("", "-t", table.value, "-S", name)
@@ -195,6 +206,10 @@ class NftFirewall(_Tools):
     def _learn(self, table: Table, name: str, held: tuple[ChainRule, ...], read: tuple[Rule, ...]) -> None:
         pairs = zip(held, read, strict=True)
         self._texts[table, name] = {rule.handle: _Known(rule.digest, text) for rule, text in pairs}
+        if len(self._ours) > _OURS_MAX:
+            self._ours.clear()
+        pairs = zip(held, read, strict=True)
+        self._ours.update({(table, rule.digest): text for rule, text in pairs if text.tag})
 
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid

@@ -23,6 +23,7 @@ SOL_NETLINK = 270
 NLM_F_REQUEST = 0x001
 NLM_F_ACK = 0x004
 NLM_F_DUMP_INTR = 0x010
+NLM_F_EXCL = 0x200  # of a request that makes or removes something
 NLM_F_DUMP = 0x300
 NLM_F_CREATE = 0x400
 NLM_F_APPEND = 0x800

@@ -9,6 +9,7 @@ Sources: include/uapi/linux/netfilter/ipset/ip_set.h; ipset(8). hash:net can't h
 """
 
 import errno
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,6 +21,7 @@ from nodewalld.kernel.netlink import (
     BODY,
     NLM_F_ACK,
     NLM_F_DUMP,
+    NLM_F_EXCL,
     U32,
     NetlinkError,
     NetlinkSocket,
@@ -44,6 +46,9 @@ _NOMATCH = 1 << 2  # IPSET_FLAG_NOMATCH
 _PROTOCOL_VERSION = attribute(_PROTOCOL, bytes([6]))  # 6 is taken by every kernel since 2.6.39
 _FAMILIES = {2: Family.IPV4, 10: Family.IPV6}
 _WORDS = {Family.IPV4: "inet", Family.IPV6: "inet6"}
+
+_LENGTH = struct.Struct("=H")
+_CIDR_HEADER = struct.pack("=HH", 5, _CIDR)
 
 _ERR_BUSY = 4100  # IPSET_ERR_BUSY: a rule refers to the set
 _SMALLEST = 65536
@@ -150,7 +155,8 @@ class Sets:
         """
         body = netfilter_body(0, _PROTOCOL_VERSION, text(_SETNAME, name))
         try:
-            self._netlink.ask(_DESTROY, NLM_F_ACK, body, f"destroy set {name}")
+            # Without NLM_F_EXCL the kernel takes it as `-exist`, and is content with a set that is not there.
+            self._netlink.ask(_DESTROY, NLM_F_ACK | NLM_F_EXCL, body, f"destroy set {name}")
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return False
@@ -181,12 +187,21 @@ class Sets:
         for answer in self._list(name, 0):
             found = spans(answer, BODY, len(answer))
             for _, start, end in attributes(answer, *found.get(_ADT, (0, 0))):
-                data = spans(answer, start, end)
-                first, last = data[_IP]
-                packed = answer[first + 4 : last]  # one attribute within, named by the family
-                length = answer[data[_CIDR][0]] if _CIDR in data else len(packed) * 8
-                flags = U32.unpack_from(answer, data[_CADT_FLAGS][0])[0] if _CADT_FLAGS in data else 0
-                yield packed, length, bool(flags & _NOMATCH)
+                (size,) = _LENGTH.unpack_from(answer, start)
+                if end - start == size + 8 and answer[start + size : start + size + 4] == _CIDR_HEADER:
+                    # An address and a prefix length and nothing else, as of old; spelled out for speed.
+                    yield answer[start + 8 : start + size], answer[start + size + 4], False
+                else:
+                    yield _parse_entry(answer, start, end)
+
+
+def _parse_entry(answer: bytes, start: int, end: int) -> Entry:
+    data = spans(answer, start, end)
+    first, last = data[_IP]
+    packed = answer[first + 4 : last]  # one attribute within, named by the family
+    length = answer[data[_CIDR][0]] if _CIDR in data else len(packed) * 8
+    flags = U32.unpack_from(answer, data[_CADT_FLAGS][0])[0] if _CADT_FLAGS in data else 0
+    return packed, length, bool(flags & _NOMATCH)
 
 
 def temporary_name(name: str) -> str:
