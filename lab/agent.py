@@ -27,6 +27,8 @@ _IP_PKTINFO = 8
 _IPV6_RECVPKTINFO = 49
 _IPV6_PKTINFO = 50
 _IPV6_CHECKSUM = 7
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
 _SO_RCVBUFFORCE = 33
 _SO_SNDBUFFORCE = 32
 _SCTP = 132
@@ -359,6 +361,11 @@ class Call:
     def _bound(self, kind: int, protocol: int = 0) -> socket.socket:
         sock = self._agent.namespaces.socket(self._ns, self._family, kind, protocol)
         self._sockets.append(sock)
+        if not self._request.get("keep"):  # hear every ICMP error; a lasting flow must bear some, as others do
+            if self._family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         if self._source or self._source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self._source, 0 if kind == socket.SOCK_RAW else self._source_port))

@@ -34,7 +34,7 @@ class Notice:
 class Daemon:
     """A nodewalld in a node. `config` is the text of nodewalld.toml, or files by their relative names.
 
-    `watchdog` is the WatchdogSec that systemd would set, in seconds. The daemon is started at once;
+    `watchdog` is the WatchdogSec that systemd would set, in seconds; `env` goes to nodewallctl too. The daemon is started at once;
     `wait_ready()` waits for READY=1. Its output is in `log_text()`, and in `node.logs[name]` for the fixture
     that shows the logs of failed tests.
     """
@@ -92,7 +92,9 @@ class Daemon:
             log=self.name,
             env=environment,
         )
-        self.pid = inner_pid(self._process)
+        self.pid = 0
+        with contextlib.suppress(LabError):  # it may end at once: whoever waits for it is told
+            self.pid = inner_pid(self._process)
 
     @property
     def running(self) -> bool:
@@ -214,12 +216,12 @@ class Daemon:
     def ctl(self, *args: str, timeout: float = 60.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run nodewallctl with this daemon's folders; any exit status is an answer."""
         command = [self.node.python(), "-m", "nodewalld.commands.ctl", *args, *self._folders()]
-        return self.node.run(command, ns=self.ns, check=False, timeout=timeout, stdin=stdin)
+        return self.node.run(command, ns=self.ns, check=False, timeout=timeout, stdin=stdin, env=self.env)
 
     def popen_ctl(self, *args: str) -> subprocess.Popen[str]:
         """Start nodewallctl and leave it running, its output in a pipe: for `history -f`, `status --watch`."""
         command = [self.node.python(), "-m", "nodewalld.commands.ctl", *args, *self._folders()]
-        return self.node.popen(command, ns=self.ns, log=f"{self.name}-ctl", stdout=subprocess.PIPE)
+        return self.node.popen(command, ns=self.ns, log=f"{self.name}-ctl", stdout=subprocess.PIPE, env=self.env)
 
     def status(self) -> dict[str, Any]:
         """`nodewallctl status --json`, whatever its exit status."""

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, NamedTuple, Self, TypeVar
@@ -295,7 +296,6 @@ class Node:
             "LC_ALL": "C",
             "HOME": "/root",
             "PYTHONPATH": str(_CHECKOUT),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     @staticmethod
@@ -417,29 +417,31 @@ class Node:
         first, empty, so that the restore is taken; `backend` loads it into the other half of the kernel.
         """
         chosen = backend or self.backend
-        name = str(capture).format(backend=chosen)
-        files = [Path(name)] if Path(name).is_file() else sorted(Path(name).parent.glob(Path(name).name + ".v[46].*"))
+        name = Path(str(capture).format(backend=chosen))
+        files = [name] if name.is_file() else sorted(name.parent.glob(f"{name.name}.v[46].*"))
         if not files:
             raise LabError(f"no capture {name}")
-        for file in files:
+
+        def restore(file: Path) -> None:
             family: FamilyName = "ipv6" if ".v6." in file.name else "ipv4"
             text = file.read_text()
             if sets := sets_of(text, family):
                 self.run(["ipset", "restore", "-exist"], stdin=sets)
-            tool = "iptables" if family == "ipv4" else "ip6tables"
-            result = self.run([f"{tool}-{chosen}-restore"], stdin=text, check=False)
+            command = [f"{_tool(family)}-{chosen}-restore", "-w", "30"]
+            result = self.run(command, stdin=text, check=False)
             if result.returncode:
-                raise LabError(f"{file.name} was not taken by {tool}-{chosen}-restore:\n{result.stderr}")
+                raise LabError(f"{file.name} was not taken by {command[0]}:\n{result.stderr}")
+
+        with ThreadPoolExecutor() as pool:  # most of a restore's time is waiting for the kernel
+            list(pool.map(restore, files))
 
     def rules(self, family: str = "ipv4", *, backend: BackendName | None = None) -> str:
         """What iptables-save (or ip6tables-save) of the backend prints, without counters."""
-        tool = "iptables" if family == "ipv4" else "ip6tables"
-        return self.run([f"{tool}-{backend or self.backend}-save"]).stdout
+        return self.run([f"{_tool(family)}-{backend or self.backend}-save"]).stdout
 
     def chain(self, table: str, chain: str, family: str = "ipv4", *, backend: BackendName | None = None) -> list[str]:
         """The rulespecs of one chain in order, without "-A CHAIN"; empty where there is no such chain."""
-        tool = "iptables" if family == "ipv4" else "ip6tables"
-        command = [f"{tool}-{backend or self.backend}", "-w", "-t", table, "-S", chain]
+        command = [f"{_tool(family)}-{backend or self.backend}", "-w", "-t", table, "-S", chain]
         prefix = f"-A {chain} "
         lines = self.run(command, check=False).stdout.splitlines()
         return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
@@ -498,6 +500,10 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _tool(family: str) -> str:
+    return "iptables" if family == "ipv4" else "ip6tables"
 
 
 def _shown(argv: Sequence[str] | str) -> str:

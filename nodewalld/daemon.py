@@ -26,7 +26,7 @@ from nodewalld.configuration.errors import ConfigError
 from nodewalld.configuration.load import load
 from nodewalld.core.config import Config
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import ConfigStatus, Event, Kind, State, Status
+from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
 from nodewalld.core.words import Backend, Family
 from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.firewall import FirewallError
@@ -279,6 +279,11 @@ class Daemon:
         if before[0] is not state:
             self._since = datetime.now(UTC)
         old, self.status = self.status, self._status()
+        for contest in self.status.contention:
+            if (contest.family, contest.table, contest.chain) not in {
+                (c.family, c.table, c.chain) for c in old.contention
+            }:
+                self._record(_contention_event(contest))
         if before != self._told:
             if state is State.DEGRADED:
                 self._record(_event(Kind.DEGRADED, "; ".join(reasons)))
@@ -321,6 +326,7 @@ class Daemon:
             in_place=reconciler.in_place,
             repairs=self._history.count(Kind.REPAIR),
             last_repair=self._history.last_repair,
+            contention=reconciler.contention(),
             families=families,
         )
 
@@ -438,6 +444,19 @@ class Daemon:
             service_addresses={family: links.service_addresses.get(family, ()) for family in Family},
             default_routes={family: links.default_routes.get(family, ()) for family in Family},
         )
+
+
+def _contention_event(contest: Contention) -> Event:
+    return Event(
+        time=datetime.now(UTC),
+        kind=Kind.CONTENTION,
+        what=contest.what,
+        family=contest.family,
+        table=contest.table,
+        chain=contest.chain,
+        reason=Reason.DISPLACED,
+        by=contest.by,
+    )
 
 
 def _event(kind: Kind, what: str) -> Event:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nodewalld.core.desired import Desired, DesiredTable
+from nodewalld.core.events import Reason
+from nodewalld.core.pacing import Pacer
 from nodewalld.core.plan import Change, Learned, Observed, TablePlan, plan, read_back, stray_targets, wanted_chains
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
@@ -41,6 +43,7 @@ class _TableState:
     error: str = ""
     busy: bool = False
     vanished: dict[str, float] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
 
 
 class Guard:
@@ -57,6 +60,7 @@ class Guard:
         self.desired = Desired(self.family, {}, (), ())
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
+        self.pacer = Pacer()
         self._clock = clock
         self._tables: dict[Table, _TableState] = {table: _TableState() for table in Table}
 
@@ -69,8 +73,8 @@ class Guard:
         return tuple(t for t in self._used() if self._tables[t].fingerprint != self._fingerprint(t))
 
     def suspects(self) -> tuple[Table, ...]:
-        """Tables to try again: the last try failed, or an anchor was waited for."""
-        return tuple(t for t in self._used() if self._tables[t].error or self._is_held(t))
+        """Tables to try again: the last try failed, an anchor was waited for, or a move was put off."""
+        return tuple(t for t in self._used() if self._tables[t].error or self._tables[t].withheld or self._is_held(t))
 
     def _is_held(self, table: Table) -> bool:
         planned = self._tables[table].plan
@@ -132,7 +136,8 @@ class Guard:
             if commits and (untouched or commits >= _CLEAN_ATTEMPTS):
                 self._learn(table, desired, observed)
             planned = self._plan(table, desired, observed, state)
-            if not planned.commands:
+            state.withheld = () if everything else self._put_off(planned)
+            if not planned.commands or state.withheld:
                 state.fingerprint, state.plan = fingerprint, planned
                 return Settled(table, tuple(changes), done, commits)
             changes.extend(c for c in planned.changes if c not in changes)
@@ -140,6 +145,9 @@ class Guard:
             stamp = self.firewall.stamp()
             clean = stamp == 0 or stamp == before + 1
             done, commits = self._clock(), commits + 1
+            for change in planned.changes if not everything else ():
+                if change.reason is Reason.DISPLACED:
+                    self.pacer.moved((table, change.chain), done)
         raise FirewallError(f"table {table} did not stay as it was written", busy=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:
@@ -150,6 +158,14 @@ class Guard:
     def _written_chains(self, table: Table) -> frozenset[str]:
         """The chains that we are known to have written to."""
         return frozenset(key.split(" ")[0] for key in self.learned.get(table, Learned()).prints)
+
+    def _put_off(self, planned: TablePlan) -> tuple[str, ...]:
+        """The contended chains for whose sake a plan that only moves waits."""
+        if any(change.reason is not Reason.DISPLACED for change in planned.changes):
+            return ()
+        now = self._clock()
+        chains = dict.fromkeys(change.chain for change in planned.changes)
+        return tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
 
     def _observe(self, table: Table, names: frozenset[str]) -> Observed:
         observed = self.firewall.observe(table, names)
@@ -175,8 +191,14 @@ class Guard:
     @property
     def unmet(self) -> tuple[str, ...]:
         """What can't be met for now, in sentences without the family."""
-        plans = (self._tables[table].plan for table in ORDER)
-        return (*self.desired.reasons, *(reason for p in plans if p for reason in p.unmet))
+        states = [(table, self._tables[table]) for table in self._used()]
+        waits = (reason for _, s in states if s.plan for reason in s.plan.unmet)
+        put_off = (
+            f"{table} {chain}: our jump is displaced again and again; putting it back has slowed down"
+            for table, s in states
+            for chain in s.withheld
+        )
+        return (*self.desired.reasons, *waits, *put_off)
 
     @property
     def errors(self) -> tuple[tuple[Table, str, bool], ...]:

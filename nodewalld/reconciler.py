@@ -10,14 +10,14 @@ Laws:
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredSet, merge
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import Culprit, Event, Kind, Reason
+from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason
 from nodewalld.core.flows import Dialled, refused, wants_flows
 from nodewalld.core.iptables.render import render
 from nodewalld.core.plan import Change, Learned
@@ -85,6 +85,7 @@ class Reconciler:
         self._env = Environment()
         self._sound = clock()
         self._set_errors: dict[str, str] = {}
+        self._takers: dict[tuple[Family, Table, str], Culprit | None] = {}
         self._sets = Sets()
         self._conntrack = Conntrack()
         self.config: Config | None = None
@@ -131,6 +132,26 @@ class Reconciler:
         """Why not everything is in force as meant; empty when it is."""
         families = self._world.guards if self._world else ()
         return (*self._set_errors.values(), *(r for family in families for r in self.family_reasons(family)))
+
+    def contention(self) -> tuple[Contention, ...]:
+        """Who takes a place of ours back again and again, and what would end it."""
+        now, wall = self._clock(), datetime.now(UTC)
+        found = []
+        for family, guard in self._world.guards.items() if self._world else ():
+            for (table, chain), contest in guard.pacer.contests(now).items():
+                by = self._takers.get((family, table, chain))
+                found.append(
+                    Contention(
+                        family=family,
+                        table=table,
+                        chain=chain,
+                        what=_contended(table, chain, by, contest.wait),
+                        repairs=contest.moves,
+                        since=wall - timedelta(seconds=now - contest.since),
+                        by=by,
+                    )
+                )
+        return tuple(found)
 
     @property
     def in_force(self) -> bool:
@@ -311,6 +332,9 @@ class Reconciler:
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
         by = wake.culprits[-1] if wake.culprits else None
+        for change in settled.changes:
+            if change.reason is Reason.DISPLACED:
+                self._takers[guard.family, settled.table, change.chain] = by
         latency = (settled.done - wake.noticed) * 1000
         since = wake.noticed if wake.exact else self._sound
         groups: dict[str, list[Change]] = {}
@@ -516,6 +540,14 @@ def _remove_rules(firewall: Firewall, removed: dict[str, int]) -> None:
 
 def _empty(family: Family) -> Desired:
     return Desired(family, {}, (), ())
+
+
+def _contended(table: Table, chain: str, by: Culprit | None, wait: float) -> str:
+    who = f"{by.name} takes" if by else "another program takes"
+    return (
+        f"{who} the place of our jump in {table} {chain} again and again; we now put it back every {wait:g} s. "
+        'Position "early", Calico\'s ChainInsertMode: Append, or a rule in mangle instead would end it'
+    )
 
 
 def _subjects(changes: list[Change]) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from lab import node as layout
+from lab.daemon import Daemon
 from lab.node import FAMILIES, LabError, Node, foreign, sets_of, wait_for
 from lab.traffic import (
     Connection,
     Flood,
     Probe,
+    Protocol,
     Verdict,
     connect,
     connect_all,
@@ -28,6 +30,17 @@ from lab.traffic import (
 pytestmark = pytest.mark.kernel
 
 NODEPORT = 31002
+PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "sctp")
+SOURCES = (
+    layout.STRANGER,
+    layout.STRANGER_2,
+    layout.ALLOWED,
+    layout.ALLOWED_2,
+    layout.CLUSTER_NODE,
+    layout.CLUSTER_NODE_2,
+    layout.NEIGHBOUR,
+    layout.REMOTE_POD,
+)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -105,23 +118,23 @@ def test_transit_traffic_goes_through_the_node(node: Node, family: str) -> None:
     assert {answer.verdict for answer in connect_all(node, probes)} == {Verdict.TIMEOUT}
 
 
-@pytest.mark.parametrize("source", ["STRANGER", "STRANGER_2", "ALLOWED", "CLUSTER_NODE", "NEIGHBOUR", "REMOTE_POD"])
-def test_the_node_sees_the_source_that_was_asked_for(node: Node, family: str, source: str) -> None:
-    address = getattr(layout, source).of(family)
+def test_the_node_sees_the_source_that_was_asked_for(node: Node, family: str) -> None:
     serve(node, "node", tcp=[22], udp=[22], sctp=[22])
-    for protocol in ("tcp", "udp", "sctp"):
-        answer = connect_all(node, [Probe("client", (layout.NODE.of(family), 22), address, protocol)])[0]
-        assert (answer.server, answer.port, answer.peer) == ("node", 22, address), protocol
+    for party in SOURCES:
+        address = party.of(family)
+        for protocol in PROTOCOLS:
+            answer = connect_all(node, [Probe("client", (layout.NODE.of(family), 22), address, protocol)])[0]
+            assert (answer.server, answer.port, answer.peer) == ("node", 22, address), protocol
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
-def test_every_verdict_is_the_kernels(node: Node, family: str, protocol: str) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_verdict_is_the_kernels(node: Node, family: str, protocol: Protocol) -> None:
     serve(node, "node", tcp=[7000], udp=[7000], sctp=[7000])
 
     def verdict(rule: str = "", *, port: int = 7000) -> Verdict:
         if rule:
             iptables(node, family, f"-I INPUT -p {protocol} --dport {port} {rule}")
-        probe = Probe("client", (layout.NODE.of(family), port), layout.STRANGER.of(family), protocol)  # type: ignore[arg-type]
+        probe = Probe("client", (layout.NODE.of(family), port), layout.STRANGER.of(family), protocol)
         answer = connect_all(node, [probe])[0]
         if rule:
             iptables(node, family, f"-D INPUT -p {protocol} --dport {port} {rule}")
@@ -279,7 +292,7 @@ def test_a_tcp_flood_watches_a_node_port_through_its_dnat(kube_node: Node, famil
         "docker-20.10-{backend}-container-published",
         "docker-20.10-{backend}-ip6tables-container-published",
         "firewalld-1.3.3-fbiptables-{backend}-after-start",
-        "docker-20.10+firewalld-1.3.3-fbiptables-{backend}-started",
+        "docker-20.10+firewalld-1.3.3-fbiptables-nft-started",
     ],
 )
 def test_a_capture_is_in_force_as_it_was_saved(node: Node, captures: Path, capture: str) -> None:
@@ -356,7 +369,7 @@ def test_sets_named_by_rules_are_made_for_their_family() -> None:
 
 
 def test_a_command_that_fails_says_what_it_printed(node: Node) -> None:
-    with pytest.raises(LabError, match="(?s)exited 3.*sorry"):
+    with pytest.raises(LabError, match=r"(?s)exited 3.*sorry"):
         node.run("echo sorry >&2; exit 3")
     assert node.run("exit 3", check=False).returncode == 3
     assert node.run(["cat"], stdin="text").stdout == "text"
@@ -364,7 +377,7 @@ def test_a_command_that_fails_says_what_it_printed(node: Node) -> None:
 
 def test_a_command_that_hangs_is_killed(node: Node) -> None:
     started = time.monotonic()
-    with pytest.raises(LabError, match="took more than 0.2 s"):
+    with pytest.raises(LabError, match=r"took more than 0\.2 s"):
         node.run(["sleep", "1000"], timeout=0.2)
     assert time.monotonic() - started < 5
     wait_for(lambda: "1000" not in node.run("cat /proc/[0-9]*/cmdline", check=False).stdout)
@@ -431,3 +444,69 @@ def test_a_sysctl_of_the_whole_machine_is_out_of_reach(node: Node) -> None:
     assert node.run("echo 1 > /proc/sys/vm/overcommit_memory", check=False).returncode != 0
     node.sysctl("net.ipv4.conf.all.route_localnet", "1")
     assert node.run("cat /proc/sys/net/ipv4/conf/all/route_localnet").stdout == "1\n"
+
+
+# --- the daemon's keeper, against a stand-in that keeps to the contract
+
+STAND_IN = """
+import json, os, pathlib, signal, socket, sys
+def folder(name): return pathlib.Path(sys.argv[sys.argv.index(name) + 1])
+def notify(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s: s.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+def stop(*_): notify("STOPPING=1"); print("bye", flush=True); sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+text = (folder("--config") / "nodewalld.toml").read_text()
+if text == "bad": sys.exit("line 1: bad")
+notify("STATUS=Enforcing 3 rules on " + os.readlink("/etc/alternatives/iptables"))
+(folder("--runtime-dir") / "status.json").write_text(json.dumps({"state": "enforcing"}))
+notify("READY=1\\nWATCHDOG_USEC=" + os.environ.get("WATCHDOG_USEC", "")); print("hello", flush=True)
+while True: signal.pause()
+"""
+STAND_IN_CTL = """
+import pathlib, sys
+def folder(name): return pathlib.Path(sys.argv[sys.argv.index(name) + 1])
+if sys.argv[1] == "status": print((folder("--runtime-dir") / "status.json").read_text())
+if sys.argv[1] == "history": print('{"kind": "repair"}\\n{"kind": "reload"}')
+if sys.argv[1] == "reload": sys.exit((folder("--config") / "conf.d" / "10.toml").exists())
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> dict[str, str]:
+    commands = tmp_path / "nodewalld" / "commands"
+    commands.mkdir(parents=True)
+    for name, text in (("daemon", STAND_IN), ("ctl", STAND_IN_CTL)):
+        (commands / f"{name}.py").write_text(text)
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_a_daemon_is_started_watched_and_stopped(node: Node, stand_in: dict[str, str]) -> None:
+    daemon = Daemon(node, "[daemon]\n", env=stand_in, watchdog=2).wait_ready()
+    assert daemon.status_text == f"Enforcing 3 rules on /usr/sbin/iptables-{node.backend}"
+    assert [notice.value for notice in daemon.noticed("WATCHDOG_USEC")] == ["2000000"]
+    assert daemon.wait_status(state="enforcing") == {"state": "enforcing"}
+    assert [event["kind"] for event in daemon.history()] == ["repair", "reload"]
+    assert daemon.reload().returncode == 0
+    assert daemon.reload({"nodewalld.toml": "", "conf.d/10.toml": "x"}).returncode == 1
+    assert daemon.cpu_seconds() >= 0
+    daemon.kill9()
+    assert not daemon.running
+    daemon.restart()
+    assert daemon.stop() == 0
+    assert daemon.noticed("STOPPING")
+    assert daemon.log_text() == "hello\nhello\nbye\n"
+
+
+def test_a_daemon_that_dies_is_told_at_once_with_its_last_words(node: Node, stand_in: dict[str, str]) -> None:
+    started = time.monotonic()
+    with pytest.raises(LabError, match=r"(?s)ended with 1.*line 1: bad"):
+        Daemon(node, "bad", env=stand_in).wait_ready()
+    assert time.monotonic() - started < 10
+
+
+def test_daemons_run_side_by_side(node: Node, stand_in: dict[str, str]) -> None:
+    one = Daemon(node, "", name="one", env=stand_in).wait_ready()
+    other = Daemon(node, "", name="other", ns="pod1", env=stand_in).wait_ready()
+    one.kill9()
+    assert other.running
+    assert other.status() == {"state": "enforcing"}

@@ -137,7 +137,7 @@ class _Scanner:
         self._at = match.end()
 
     def _line(self) -> int:
-        return bisect_right(self._line_ends, self._at - 1) + 1
+        return bisect_right(self._line_ends, self._at) + 1
 
     def _note(self, path: KeyPath, line: int) -> None:
         self._lines.setdefault(path, line)

@@ -100,8 +100,8 @@ def _parse_flow(family: Family, answer: bytes) -> Flow | None:
     found = spans(answer, BODY, len(answer))
     if _TUPLE_ORIG not in found or _TUPLE_REPLY not in found:
         return None
-    protocol, source, destination, _, port = _parse_tuple(family, answer, *found[_TUPLE_ORIG])
-    _, reply_source, _, reply_port, _ = _parse_tuple(family, answer, *found[_TUPLE_REPLY])
+    asked = _parse_tuple(family, answer, *found[_TUPLE_ORIG])
+    reply = _parse_tuple(family, answer, *found[_TUPLE_REPLY])
     mark = U32.unpack_from(answer, found[_MARK][0])[0] if _MARK in found else 0
     # Attributes with their headers, padded, as the kernel sent them.
     identity = b"".join(
@@ -114,8 +114,7 @@ def _parse_flow(family: Family, answer: bytes) -> Flow | None:
         destination=asked.destination,
         port=asked.port,
         reply_source=reply.source,
-        reply_source_port=reply.source_port,
-        reply_port=reply.port,
+        reply_port=reply.source_port,
         mark=mark,
         identity=identity,
     )

@@ -127,7 +127,7 @@ class Sets:
         return frozenset(found)
 
     def holds(self, name: str, networks: Iterable[Network]) -> bool:
-        """Whether a set holds exactly these networks; a fifth of the cost of `entries`."""
+        """Whether a set holds exactly these networks; half the cost of comparing `entries`."""
         wanted = {(each.network_address.packed, each.prefixlen, False) for each in _halved(networks)}
         return wanted == set(self._entries(name))
 
@@ -222,16 +222,19 @@ def render_swap(
     temporary = temporary_name(name)
     kind = f"{SET_TYPE} family {_WORDS[family]} maxelem {maxelem or capacity(len(entries))}"
     lines = [f"create {temporary} {kind}"]
-    lines += [f"add {temporary} {entry}" for entry in entries]
+    lines += sorted(f"add {temporary} {entry}" for entry in entries)
     if not exists:
         lines.append(f"create {name} {kind}")
     lines += [f"swap {temporary} {name}", f"destroy {temporary}"]
     return "\n".join(lines) + "\n"
 
 
-def _halved(networks: Iterable[Network]) -> list[Network]:
-    """The networks sorted, once each, with every /0 as its two halves."""
+def _halved(networks: Iterable[Network]) -> set[Network]:
+    """The networks, once each, with every /0 as its two halves."""
     entries: set[Network] = set()
     for network in networks:
-        entries.update([network] if network.prefixlen else network.subnets(1))
-    return sorted(entries, key=lambda each: (each.version, each.network_address.packed, each.prefixlen))
+        if network.prefixlen:
+            entries.add(network)
+        else:
+            entries.update(network.subnets(1))
+    return entries
