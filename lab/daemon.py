@@ -34,9 +34,9 @@ class Notice:
 class Daemon:
     """A nodewalld in a node. `config` is the text of nodewalld.toml, or files by their relative names.
 
-    `watchdog` is the WatchdogSec that systemd would set, in seconds; `env` goes to nodewallctl too. The daemon is started at once;
-    `wait_ready()` waits for READY=1. Its output is in `log_text()`, and in `node.logs[name]` for the fixture
-    that shows the logs of failed tests.
+    `watchdog` is the WatchdogSec that systemd would set, in seconds; `env` goes to nodewallctl too. The daemon
+    is started at once; `wait_ready()` waits for READY=1. Its output is in `log_text()`, and in `node.logs[name]`
+    for the fixture that shows the logs of failed tests.
     """
 
     def __init__(

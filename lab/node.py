@@ -23,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, NamedTuple, Self, TypeVar
@@ -421,8 +420,7 @@ class Node:
         files = [name] if name.is_file() else sorted(name.parent.glob(f"{name.name}.v[46].*"))
         if not files:
             raise LabError(f"no capture {name}")
-
-        def restore(file: Path) -> None:
+        for file in files:
             family: FamilyName = "ipv6" if ".v6." in file.name else "ipv4"
             text = file.read_text()
             if sets := sets_of(text, family):
@@ -431,9 +429,6 @@ class Node:
             result = self.run(command, stdin=text, check=False)
             if result.returncode:
                 raise LabError(f"{file.name} was not taken by {command[0]}:\n{result.stderr}")
-
-        with ThreadPoolExecutor() as pool:  # most of a restore's time is waiting for the kernel
-            list(pool.map(restore, files))
 
     def rules(self, family: str = "ipv4", *, backend: BackendName | None = None) -> str:
         """What iptables-save (or ip6tables-save) of the backend prints, without counters."""

@@ -206,6 +206,11 @@ class Guard:
         states = ((t, self._tables[t]) for t in self._used())
         return tuple((t, s.error, s.busy) for t, s in states if s.error)
 
+    def broken(self) -> frozenset[Table]:
+        """Tables that failed before anything new was asked of them: all, where not a single one works."""
+        failed = {table for table, _, _ in self.errors}
+        return frozenset(Table if failed and failed == set(self._used()) else failed)
+
     @property
     def in_place(self) -> int:
         """Rules that stood right when their table was last found right."""

@@ -233,13 +233,13 @@ class Reconciler:
         commits = 0
         for family, desired in phase.items():
             guard = world.guards[family]
-            before = guard.concerned()
+            before, broken = guard.concerned(), guard.broken()
             guard.desired = desired
             for table in (t for t in ORDER if t in before or t in desired.tables):
                 try:
                     commits += guard.settle(table, everything=True).commits
                 except FirewallError as error:
-                    if strict:
+                    if strict and table not in broken:
                         raise
                     if error.busy:
                         break  # somebody holds the lock: the next table would wait as long again

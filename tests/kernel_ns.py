@@ -4,6 +4,7 @@ The child has a private /run (so its own xtables.lock), `lo` up, and nothing els
 given a time limit, and is the leader of a process group, so that whatever it started ends with it.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -57,7 +58,7 @@ def _child(writer: int, body: Callable[[], None]) -> None:
         enter_fresh_namespaces()
         body()
         status = ""
-    except BaseException:  # noqa: BLE001 -- whatever it is, the parent reports it
+    except BaseException:  # whatever it is, the parent reports it
         status = traceback.format_exc()
     finally:
         os.write(writer, b"R" + status.encode(errors="replace")[-60000:])
@@ -96,10 +97,8 @@ def _report(reader: int, child: int) -> str:
         return b"".join(parts)[1:].decode(errors="replace")
     finally:
         os.close(reader)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what the body left running
-        except ProcessLookupError:
-            pass
         os.waitpid(child, 0)
 
 

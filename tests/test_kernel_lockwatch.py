@@ -4,6 +4,7 @@ import os
 import queue
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 from kernel_ns import in_own_namespace, sh, until
@@ -45,7 +46,7 @@ def test_other_files_in_the_folder_are_not_heard() -> None:
     watch.start()
     for name in ("xtables.lock.old", "other.lock"):
         for mode in ("w", "r"):
-            with open(f"/run/{name}", mode):
+            with Path(f"/run/{name}").open(mode):
                 pass
     sh("iptables-legacy -w -A INPUT -p tcp")
     heard.one()
@@ -59,7 +60,7 @@ def test_a_replaced_lock_file_is_heard_still() -> None:
     heard = Heard()
     watch = LockWatch(heard)
     watch.start()
-    os.unlink(LOCK_FILE)
+    Path(LOCK_FILE).unlink()
     sh("iptables-legacy -w -A INPUT -p tcp")
     heard.one()
     watch.stop()
@@ -81,7 +82,7 @@ def test_a_stopped_watch_leaves_no_thread_and_hears_no_more() -> None:
 @in_own_namespace
 def test_while_we_hold_the_lock_a_tool_waits_unless_it_is_given_another_file() -> None:
     with XtablesLock().acquire(1):
-        assert os.stat(LOCK_FILE).st_mode & 0o777 == 0o600
+        assert Path(LOCK_FILE).stat().st_mode & 0o777 == 0o600
         assert holders() == (os.getpid(),)
         private = {**os.environ, LOCK_FILE_VARIABLE: "/run/private.lock"}
         for tool in ("iptables-legacy-save", "iptables-legacy-restore", "ip6tables-legacy-restore"):
@@ -97,9 +98,9 @@ def test_while_we_hold_the_lock_a_tool_waits_unless_it_is_given_another_file() -
 
 
 def blocked() -> list[str]:
-    inode = f":{os.stat(LOCK_FILE).st_ino} "
-    with open("/proc/locks") as locks:
-        return [line for line in locks if "->" in line and inode in line]
+    inode = f":{Path(LOCK_FILE).stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return [line for line in lines if "->" in line and inode in line]
 
 
 @in_own_namespace
@@ -141,9 +142,8 @@ def test_a_lock_file_replaced_while_waiting_is_locked_anew() -> None:
 
         def replace() -> None:
             until(blocked, "we wait")
-            os.unlink(LOCK_FILE)
-            with open(LOCK_FILE, "w"):
-                pass
+            Path(LOCK_FILE).unlink()
+            Path(LOCK_FILE).touch()
             assert other.stdin
             other.stdin.close()
 

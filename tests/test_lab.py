@@ -229,7 +229,7 @@ def test_a_flood_counts_every_packet_of_an_open_port(node: Node, family: str, ra
     assert report.received == report.sent == len(report.passed)
     assert report.ranges() == [(0, report.sent - 1)]
     assert report.errors == {}
-    assert report.sent > rate * 0.1  # 0.2 s and a slow machine
+    assert report.sent > 50
 
 
 def test_a_flood_tells_when_packets_passed(node: Node, family: str) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -220,9 +221,13 @@ class LegacyFirewall(_Tools):
 
     def __init__(self, family: Family, private_lock: Path, lock_timeout: float, lock_file: str = LOCK_FILE) -> None:
         super().__init__(family, Backend.LEGACY, {LOCK_FILE_VARIABLE: str(private_lock)})
-        self._reader = LegacyReader(family)
         self._lock = XtablesLock(os.environ.get(LOCK_FILE_VARIABLE, lock_file))
         self._lock_timeout = lock_timeout
+
+    @cached_property
+    def _reader(self) -> LegacyReader:
+        """Opened when it is first needed: a kernel without IPv6 refuses even the socket."""
+        return LegacyReader(self.family)
 
     def stamp(self) -> int:
         return 0
@@ -236,7 +241,8 @@ class LegacyFirewall(_Tools):
             raise FirewallError(error.strerror or str(error), busy=True) from error
 
     def close(self) -> None:
-        self._reader.close()
+        if "_reader" in self.__dict__:
+            self._reader.close()
 
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:  # noqa: ARG002 - see Firewall
         return self._reader.fingerprint(table.value)

@@ -13,11 +13,11 @@ for the matches and targets of iptables, whose private part is zeroed in a dump 
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Self
+from typing import Self, TypeVar
 
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import (
@@ -60,7 +60,10 @@ _QUOTA_DEPLETED = 2  # set by the kernel in a dump once the quota is used up
 _RECEIVE_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_FILTER = 26
+_ATTEMPTS = 20  # reads of a ruleset that does not stand still
 _READ_LIMIT = 1024  # datagrams per read(); more than that and the caller is woken again
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +203,16 @@ class NftablesReader:
     def rules(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
         """The rules of a chain from the top, or None when there is no such chain (or table)."""
         body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
-        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"read chain {chain} of {table} ({family})")
-        if not answers and not self.chain_exists(family, table, chain):
-            return None
-        return tuple([_parse_rule(answer) for _, answer in answers])
+        what = f"read chain {chain} of {table} ({family})"
+
+        def read() -> list[bytes] | None:
+            answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, what)
+            if not answers and not self.chain_exists(family, table, chain):
+                return None
+            return [answer for _, answer in answers]
+
+        found = self._steadily(read, what)
+        return None if found is None else tuple([_parse_rule(answer) for answer in found])
 
     def chain_exists(self, family: Family, table: str, chain: str) -> bool:
         """Whether the table has a chain of this name."""
@@ -219,13 +228,28 @@ class NftablesReader:
     def chains(self, family: Family, table: str) -> tuple[str, ...]:
         """The names of all chains of a table; the kernel lists the whole family, so not for every wake-up."""
         body = netfilter_body(NFPROTO[family])
-        answers = self._netlink.ask(_GETCHAIN, NLM_F_DUMP, body, f"list the chains of {table} ({family})")
+        what = f"list the chains of {table} ({family})"
+        answers = self._steadily(lambda: self._netlink.ask(_GETCHAIN, NLM_F_DUMP, body, what), what)
         names = []
         for _, answer in answers:
             found = spans(answer, BODY, len(answer))
             if string(answer, *found[_CHAIN_TABLE]) == table:
                 names.append(string(answer, *found[_CHAIN_NAME]))
         return tuple(names)
+
+    def _steadily(self, read: Callable[[], T], what: str) -> T:
+        """Read something while the ruleset stands still.
+
+        NLM_F_DUMP_INTR tells only of a transaction *between* two datagrams of a dump. One that ends while the kernel
+        fills the last one (of a small chain: the only one) is not told, and shows, say, a rule that moves upwards
+        neither at its old place nor at its new one. The generation before and after tells.
+        """
+        for _ in range(_ATTEMPTS):
+            before = self.generation()
+            found = read()
+            if self.generation() == before:
+                return found
+        raise NetlinkError(errno.EINTR, f"{what} (the ruleset changed during each of {_ATTEMPTS} reads)")
 
     def close(self) -> None:
         """Close the socket."""
