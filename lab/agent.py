@@ -286,6 +286,15 @@ def _reply(sock: socket.socket, data: bytes, extra: list[tuple[int, int, bytes]]
             sock.sendto(data, peer)
 
 
+def _refusals(sock: socket.socket) -> list[bytes]:
+    """The packets that ICMP errors quote on a raw socket, which hears of those of its neighbours as well."""
+    quoted = []
+    with contextlib.suppress(OSError):
+        while True:
+            quoted.append(sock.recvmsg(65536, 1024, socket.MSG_ERRQUEUE)[0])
+    return quoted
+
+
 class Call:
     """One attempt to reach somebody: ends in exactly one verdict."""
 
@@ -467,7 +476,8 @@ class Call:
                 except BlockingIOError:
                     return
                 except OSError as error:
-                    self._failed(error.errno or 0)
+                    if any(quoted[:2] == packet[:2] for quoted in _refusals(sock)):
+                        self._failed(error.errno or 0)
                     return
                 if self._family == socket.AF_INET:
                     data = data[(data[0] & 15) * 4 :]
@@ -502,7 +512,8 @@ class Call:
                 except BlockingIOError:
                     return
                 except OSError as error:
-                    self._failed(error.errno or 0)
+                    if any(quoted[4:6] == packet[4:6] for quoted in _refusals(sock)):
+                        self._failed(error.errno or 0)
                     return
                 if not six:
                     data = data[(data[0] & 15) * 4 :]

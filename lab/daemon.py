@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from lab.node import LabError, Node, inner_pid, kill_entered, wait_for
+
+_MARK = b"\0mark"
+_END = b"\0end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Daemon:
         self.watchdog = watchdog
         self.env = dict(env or {})
         self.notices: list[Notice] = []
+        self._marks: deque[threading.Event] = deque()
         base = node.directory / name
         base.mkdir(mode=0o700)
         self.config_directory = base / "etc"
@@ -82,6 +87,7 @@ class Daemon:
         """Start it; notices of an earlier life are forgotten."""
         if self.running:
             raise LabError(f"{self.name} runs already")
+        self._settle()
         self.notices = []
         environment = {"NOTIFY_SOCKET": str(self.config_directory.parent / "notify"), **self.env}
         if self.watchdog is not None:
@@ -141,21 +147,37 @@ class Daemon:
                 data = self._socket.recv(65536)
             except OSError:
                 return
-            if data == b"\0":
+            if data == _END:
                 return
+            if data == _MARK:
+                self._marks.popleft().set()
+                continue
             now = time.monotonic()
             for line in data.decode(errors="replace").splitlines():
                 key, _, value = line.partition("=")
                 self.notices.append(Notice(now, key, value))
 
-    def _hang_up(self) -> None:
+    def _tell_listener(self, word: bytes) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.sendto(b"\0", str(self.config_directory.parent / "notify"))
+            end.sendto(word, str(self.config_directory.parent / "notify"))
+
+    def _settle(self) -> None:
+        """Let the listener hear everything that was sent before now: the socket keeps the order."""
+        if self._listener.is_alive():
+            mark = threading.Event()
+            self._marks.append(mark)
+            self._tell_listener(_MARK)
+            if not mark.wait(10):
+                raise LabError(f"the listener of {self.name} is stuck")
+
+    def _hang_up(self) -> None:
+        self._tell_listener(_END)
         self._listener.join(5)
         self._socket.close()
 
     def noticed(self, key: str) -> list[Notice]:
         """The notices of one kind since the start: "READY", "STATUS", "RELOADING", "STOPPING", "WATCHDOG"."""
+        self._settle()
         return [notice for notice in list(self.notices) if notice.key == key]
 
     @property
@@ -167,10 +189,11 @@ class Daemon:
         """Wait for a notice of that kind later than `after`; LabError at once when the daemon dies."""
 
         def seen() -> Notice | None:
+            running = self.running  # asked first: what a dying daemon has said is still heard
             for notice in self.noticed(key):
                 if notice.when > after:
                     return notice
-            if not self.running:
+            if not running:
                 raise LabError(f"{self.name} has ended with {self.wait()}{self._tail()}")
             return None
 

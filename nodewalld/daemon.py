@@ -154,7 +154,7 @@ class Daemon:
 
     def _attempt_start(self) -> None:
         try:
-            self._reconciler.enforce(self._config)
+            self._reconciler.enforce(self._config, strict=False)
         except (FirewallError, KernelRefused, OSError) as error:
             self._config_error = str(error)
         else:
@@ -219,13 +219,12 @@ class Daemon:
         self._keep_time()
 
     def _heard(self, noticed: float) -> Wake | None:
-        """The foreign transactions since the last turn; None when all of them were our own."""
+        """The transactions since the last turn. After our own we look as well: it costs little, and hides nothing."""
         heard = self._generations.read() if self._generations else None
-        if heard is None:
+        if heard is None or not (heard.events or heard.overflow):
             return None
-        foreign = [event for event in heard.events if event.port_id not in self._reconciler.own_ports]
-        if not foreign and not heard.overflow:
-            return None
+        own = self._reconciler.take_own_ports()
+        foreign = [event for event in heard.events if event.port_id not in own]
         return Wake(noticed, tuple(culprit(event) for event in foreign[-1:]))
 
     def _drain_bell(self) -> None:
@@ -243,12 +242,9 @@ class Daemon:
         if now >= due.relink:
             due.relink = float("inf")
             self._reconciler.relink()
-        if now >= due.resync:
-            due.resync = now + self._config.daemon.resync
+        if now >= due.resync or now >= due.retry:
+            due.resync, due.retry = now + self._config.daemon.resync, float("inf")
             self._reconciler.resync()
-        elif now >= due.retry:
-            due.retry = float("inf")
-            self._reconciler.wake(Wake(now, exact=False), retry=True)
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:
                 self._reconciler.wake(Wake(now, exact=False))
@@ -260,12 +256,13 @@ class Daemon:
     def _after_pass(self) -> None:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
-        troubled = self._reconciler.waiting or (not self._ready and not self._idle)
-        if not troubled:
+        in_trouble = not self._idle and not (self._ready and self._reconciler.in_force)
+        if not in_trouble:
             self._due.retry, self._due.pause = float("inf"), _RETRY_FIRST
-        elif self._due.retry == float("inf") or self._due.retry <= now:
+        elif self._due.retry == float("inf"):
             self._due.retry = now + self._due.pause
             self._due.pause = min(self._due.pause * 2, _RETRY_LAST)
+        self._due.retry = min(self._due.retry, self._reconciler.due)
         if not self._ready and self._reconciler.backend and not self._reconciler.blocked:
             self._ready = True
             self._tell_state()

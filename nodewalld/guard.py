@@ -76,6 +76,18 @@ class Guard:
         """Tables to try again: the last try failed, an anchor was waited for, or a move was put off."""
         return tuple(t for t in self._used() if self._tables[t].error or self._tables[t].withheld or self._is_held(t))
 
+    @property
+    def due(self) -> float:
+        """When (monotonic) what was put off should be looked at again; infinity when nothing was."""
+        times = [float("inf")]
+        for table in self._used():
+            state = self._tables[table]
+            if self._is_held(table):
+                times += [since + ANCHOR_PATIENCE for since in state.vanished.values()]
+            now = self._clock()
+            times += [now + self.pacer.wait((table, chain), now) for chain in state.withheld]
+        return min(times)
+
     def _is_held(self, table: Table) -> bool:
         planned = self._tables[table].plan
         return planned is not None and planned.held

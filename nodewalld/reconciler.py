@@ -113,11 +113,13 @@ class Reconciler:
         """How many of them stood right at the last look."""
         return sum(g.in_place for g in self._world.guards.values()) if self._world else 0
 
-    @property
-    def own_ports(self) -> frozenset[int]:
-        """Process ids (netlink port ids) of our own writers."""
-        guards = self._world.guards.values() if self._world else ()
-        return frozenset(pid for guard in guards for pid in guard.own_pids)
+    def take_own_ports(self) -> frozenset[int]:
+        """Process ids (netlink port ids) of our own writers since the last call; later they may be another's."""
+        guards = tuple(self._world.guards.values()) if self._world else ()
+        ports = frozenset(pid for guard in guards for pid in guard.own_pids)
+        for guard in guards:
+            guard.own_pids.clear()
+        return ports
 
     def family_reasons(self, family: Family) -> tuple[str, ...]:
         """Why the rules of a family are not all in force as meant."""
@@ -169,27 +171,26 @@ class Reconciler:
         return any(busy for guard in guards for _, _, busy in guard.errors)
 
     @property
-    def waiting(self) -> bool:
-        """Whether another look is due soon, without any event."""
+    def due(self) -> float:
+        """When (monotonic) another look is due without any event, because something was put off; else infinity."""
         guards = self._world.guards.values() if self._world else ()
-        return bool(self._set_errors) or any(guard.suspects() for guard in guards)
+        return min((guard.due for guard in guards), default=float("inf"))
 
     # Enforcing a configuration
 
-    def enforce(self, config: Config) -> bool:
+    def enforce(self, config: Config, *, strict: bool = True) -> bool:
         """Bring a configuration into force; returns whether the kernel had to be changed.
 
-        With an old configuration in force it is all or nothing: raises Refused and leaves the old one. Without one
-        (at the start) each table is brought as far as it goes, and `reasons` tell the rest.
+        All or nothing: raises Refused and leaves what was in force. Not `strict` (at the start, when there is nothing
+        to go back to) each table is brought as far as it goes, and `reasons` tell the rest.
         """
         self._env = self._environment()
         wanted = choose_backend(config, self._state)
-        first = self._world is None
         world = self._world
         if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
             world = self._open(wanted, config.daemon.families, world)
         decisions = {family: decide(config, family, self._env) for family in world.guards}
-        changed = self._move(world, decisions, strict=not first)
+        changed = self._move(world, decisions, strict=strict)
         old, self._world, self.config = self._world, world, config
         if old is not None and old is not world:
             self._leave(old, world)
@@ -215,12 +216,12 @@ class Reconciler:
         old = {family: guard.desired for family, guard in world.guards.items()}
         old_decisions = world.decisions
         both = {family: merge(old[family], new[family]) for family in new}
-        self._sync_sets([entry for desired in both.values() for entry in desired.sets], strict=strict)
         commits = 0
         try:
+            self._sync_sets([entry for desired in both.values() for entry in desired.sets], strict=strict)
             for phase in (both, new) if both != new else (new,):
                 commits += self._settle_all(world, phase, strict=strict)
-        except FirewallError as error:
+        except (FirewallError, SetError, ProgramError, OSError) as error:
             self._settle_all(world, old, strict=False)
             self._sync_sets([e for desired in old.values() for e in desired.sets], strict=False)
             world.decisions = old_decisions
@@ -257,7 +258,7 @@ class Reconciler:
     def wake(self, wake: Wake, *, retry: bool = False) -> tuple[Event, ...]:
         """Look at everything of ours that may have changed and put it right; returns the repairs.
 
-        With `retry` also at what could not be put right before.
+        With `retry` also at what failed, or was put off, before.
         """
         if self._world is None:
             return ()
@@ -392,7 +393,7 @@ class Reconciler:
                 change = self._sync_set(entry)
             except (SetError, ProgramError, OSError) as error:
                 if strict:
-                    raise Refused([str(error)]) from error
+                    raise
                 self._set_errors[entry.name] = str(error)
                 continue
             if change and entry.name in owned:

@@ -40,6 +40,24 @@ def test_every_legacy_tool_is_heard_once_and_after_its_commit() -> None:
 
 
 @in_own_namespace
+def test_a_tool_that_still_waits_for_the_lock_is_not_heard() -> None:
+    sh("iptables-legacy -w -A INPUT -p tcp")
+    heard = Heard()
+    watch = LockWatch(heard)
+    watch.start()
+    with XtablesLock().acquire(1):
+        waiting = subprocess.Popen("iptables-legacy -w 20 -A INPUT -p tcp".split())
+        until(blocked, "the tool has opened the file and waits")
+        Path(LOCK_FILE).open().close()
+        heard.one()
+        assert heard.closes.empty()
+    assert waiting.wait(timeout=10) == 0
+    heard.one()  # our own
+    heard.one()  # the tool's
+    watch.stop()
+
+
+@in_own_namespace
 def test_other_files_in_the_folder_are_not_heard() -> None:
     heard = Heard()
     watch = LockWatch(heard)

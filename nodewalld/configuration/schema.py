@@ -155,7 +155,7 @@ def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
             reading.refuse(node, *bad_name(called))
         elif called.startswith(_RESERVED_SETS):
             reading.refuse(node, f"{show(called)} begins like the sets of another program", "another name")
-    _refuse_twice(((called, node) for called, node in nodes.items()), reading)
+    _refuse_twice(nodes.items(), reading)
     named = [(called, reading.collect(_set_fields, [node]), node) for called, node in nodes.items()]
     return tuple(SetEntry(name=called, where=node.where, **found[0]) for called, found, node in named if found)
 
@@ -190,8 +190,8 @@ def _entries(top: dict[str, Node], kind: str, reader: Reader[tuple[T, ...]], rea
     if not isinstance(nodes, list):
         reading.refuse(top[kind], f"must be a list of tables, not {top[kind].kind}", f"[[{kind}]]")
         return ()
-    tables = [node.value for node in nodes if isinstance(node.value, dict)]
-    names = [table["name"] for table in tables if "name" in table]
+    keys = [node.value for node in nodes if isinstance(node.value, dict)]
+    names = [inner["name"] for inner in keys if "name" in inner]
     _refuse_twice(((node.value, node) for node in names if isinstance(node.value, str)), reading)
     return tuple(entry for found in reading.collect(reader, nodes) for entry in found)
 

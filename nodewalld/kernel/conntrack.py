@@ -5,11 +5,12 @@ ends is never hit. The table may be large and changes all the time: it is stream
 snapshot.
 
 Sources: include/uapi/linux/netfilter/nfnetlink_conntrack.h; net/netfilter/nf_conntrack_netlink.c
-(ctnetlink_del_conntrack: a CTA_ID that differs is ENOENT).
+(ctnetlink_del_conntrack: a CTA_ID that differs is ENOENT; the id is a hash of the entry's address and tuples, so only
+a flow that came to lie in the very same memory could be taken for the former one).
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple, Self
@@ -66,7 +67,7 @@ class Conntrack:
     def __init__(self) -> None:
         self._deleter = NetlinkSocket()
 
-    def flows(self, family: Family) -> Iterator[Flow]:
+    def flows(self, family: Family) -> Generator[Flow, None, None]:
         """All flows of a family, as they are read; deleting some meanwhile is fine."""
         with NetlinkSocket() as reader:  # its own: an iteration may be abandoned halfway
             for answer in reader.stream(_GET, netfilter_body(NFPROTO[family]), f"list flows ({family})"):
