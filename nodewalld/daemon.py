@@ -112,7 +112,7 @@ class Daemon:
         self._due = _Clockwork(resync=0.0)
         self._stopping = threading.Event()
         self._generation, self._loaded_at, self._config_error = 0, datetime.now(UTC), ""
-        self._ready = self._idle = False
+        self._ready = self._idle = self._failed = False
         self._since = datetime.now(UTC)
         self._told: tuple[State, tuple[str, ...]] = (State.STARTING, ())
         self.status = self._status()
@@ -198,9 +198,10 @@ class Daemon:
         with self._heart.working():
             try:
                 self._react(sources, noticed)
+                self._failed = False
             except Exception as error:  # the top of the loop: whatever it was, the next event gets its chance
+                self._failed = True
                 _log.exception(f"A pass failed: {type(error).__name__}: {error}; trying again soon")
-                self._due.retry = min(self._due.retry, noticed + self._due.pause)
             self._after_pass()
 
     def _react(self, sources: set[Any], noticed: float) -> None:
@@ -237,6 +238,7 @@ class Daemon:
         due = self._due
         if not self._ready and not self._idle:
             if now >= due.retry or now >= due.resync:
+                due.retry = float("inf")
                 self._attempt_start()
             return
         if now >= due.relink:
@@ -256,7 +258,7 @@ class Daemon:
     def _after_pass(self) -> None:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
-        in_trouble = not self._idle and not (self._ready and self._reconciler.in_force)
+        in_trouble = self._failed or (not self._idle and not (self._ready and self._reconciler.in_force))
         if not in_trouble:
             self._due.retry, self._due.pause = float("inf"), _RETRY_FIRST
         elif self._due.retry == float("inf"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lab.daemon import Daemon
-from lab.node import FamilyName, Node, wait_for
+from lab.node import FamilyName, LabError, Node, wait_for
 from nodewalld.service import client
 
 TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}
@@ -46,8 +46,13 @@ def in_force(daemon: Daemon) -> bool:
     return result.returncode == 0
 
 
-def wait_in_force(daemon: Daemon) -> None:
-    wait_for(lambda: in_force(daemon), what="a plan without changes")
+def wait_in_force(daemon: Daemon, *, timeout: float = 10.0) -> None:
+    """Wait until everything is in force; a failure shows what the plan would still change, and the daemon's reasons."""
+    try:
+        wait_for(lambda: in_force(daemon), timeout=timeout, what="a plan without changes")
+    except LabError as error:
+        reasons = ask(daemon, "status")["reasons"]
+        raise LabError(f"{error}\n{daemon.ctl('plan').stdout}\nreasons: {reasons}") from None
 
 
 class Did(NamedTuple):

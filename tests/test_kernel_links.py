@@ -112,6 +112,11 @@ def test_every_change_is_heard_and_nothing_else_is() -> None:
     with LinkEvents() as events, Links() as links:
         assert not events.drain()
         for change in (
+            # Each the business of one group alone: an address on an interface that is down has no routes.
+            "ip link add name off type veth peer name off-peer",
+            "ip link set off name down0",
+            "ip address add 10.7.0.1/24 dev down0",
+            "ip -6 address add fd07::1/64 dev down0",
             "ip link set up1 down",
             "ip link set up1 up",
             "ip address add 10.0.0.1/24 dev up0",
