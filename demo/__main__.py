@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-colour", "--no-color", action="store_true", help="plain text, also on a terminal")
     options = parser.parse_args(argv)
     if lacking := missing():
-        cure = "run `sudo make demo`, or as root `make demo`" if os.geteuid() else "`make demo` installs it"
-        return _fail(f"The demo builds network namespaces, for which it lacks {', '.join(lacking)}: {cure}.")
+        cure = "`make demo` installs what is missing, and calls sudo where that is needed"
+        return _fail(f"The demo builds network namespaces, for which it lacks {', '.join(lacking)}; {cure}.")
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a mark that the terminal can't print is no reason to stop

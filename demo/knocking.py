@@ -52,9 +52,9 @@ class Repairs:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def since(self, number: int) -> tuple[Event, ...]:
-        """The repairs after the first `number`."""
-        return tuple(event for _, event in self._seen[number:])
+    def since(self, number: int) -> tuple[tuple[float, Event], ...]:
+        """The repairs after the first `number`, and when each was told (monotonic)."""
+        return tuple(self._seen[number:])
 
     def wait(self, number: int) -> None:
         """Wait until there are more than `number`, and no further one for a moment."""
@@ -95,18 +95,26 @@ class Door:
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """One disturbance: the repairs it took, and the knocks meanwhile. `open_ms` is told by the packets."""
+    """One disturbance: the repairs it took, and the knocks meanwhile.
+
+    `open_ms` is what the packets say; `told_ms` is from the deed to the telling of the last repair.
+    """
 
     repairs: tuple[Event, ...]
+    told_ms: float
     knocks: int
     slipped: int
     open_ms: float
-    seconds: float
 
     @property
-    def exposed_ms(self) -> float:
-        """The longest time for which something was not in force."""
-        return max(float(event["exposed_ms"]) for event in self.repairs)
+    def noticed(self) -> bool:
+        """Whether the kernel told of the change, so that nodewalld knows when it was."""
+        return all(event["latency_ms"] is not None for event in self.repairs)
+
+    @property
+    def again_ms(self) -> float:
+        """After how long everything was in force again: as nodewalld says, or, where it can't know, as seen here."""
+        return max(float(event["exposed_ms"]) for event in self.repairs) if self.noticed else self.told_ms
 
     def exposed_by_family(self) -> dict[str, float]:
         """The same for each address family."""
@@ -142,10 +150,12 @@ def suffer(node: Node, repairs: Repairs, door: Door, misbehave: Callable[[], obj
         raise NotAsToldError(f"{len(early)} knocks came through before anybody had touched the rules")
     if late := report.passed_between(since=over):
         raise NotAsToldError(f"{len(late)} knocks came through although the repair was told")
-    return _incident(report, repairs.since(before), over - started)
+    return _incident(report, repairs.since(before), started)
 
 
-def _incident(report: FloodReport, repairs: tuple[Event, ...], seconds: float) -> Incident:
+def _incident(report: FloodReport, repairs: tuple[tuple[float, Event], ...], started: float) -> Incident:
     slipped = report.passed_between()
     open_ms = (report.sent_at[slipped[-1]] - report.sent_at[slipped[0]]) * 1000 if slipped else 0.0
-    return Incident(repairs, report.sent - sum(report.errors.values()), len(slipped), open_ms, seconds)
+    told_ms = (repairs[-1][0] - started) * 1000
+    knocks = report.sent - sum(report.errors.values())
+    return Incident(tuple(event for _, event in repairs), told_ms, knocks, len(slipped), open_ms)

@@ -4,7 +4,6 @@ Law: only reading. Listing legacy rules would create the tables that it lists, s
 looked at.
 """
 
-import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from lab.node import Node
 
-_KINDS = ("net", "mnt", "pid")
 _COUNTERS = re.compile(r" \[\d+:\d+\]$", re.MULTILINE)
 
 
@@ -37,37 +35,41 @@ def _printed(*command: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What a node consists of: its namespaces by inode, its folder, and how many processes run in it now."""
+    """What a node consists of now: its processes by number and start, its network namespaces, its folder.
 
-    namespaces: frozenset[int]
+    Namespaces live as long as a process or a mount holds them, and all mounts of a node are within its own; their
+    inode numbers are used again soon, so that a process in "the same" namespace may be anybody's.
+    """
+
+    processes: frozenset[tuple[int, str]]
     networks: int
-    processes: int
     directory: Path
 
     def left(self) -> list[str]:
         """What is still there, in words; empty when all has gone."""
-        found = [f"process {pid}" for pid in _inside(self.namespaces)]
+        found = [f"process {pid}" for pid, start in sorted(self.processes) if _start(pid) == start]
         return found + [f"folder {self.directory}"] * self.directory.exists()
 
 
 def traces(node: Node) -> Traces:
     """What must be gone when this node is closed."""
-    root = Path(f"/proc/{node.pid}")
-    networks = {(root / "root/run/netns" / name).stat().st_ino for name in node.namespaces if name != "node"}
-    own = {kind: (root / "ns" / kind).stat().st_ino for kind in _KINDS}
-    namespaces = frozenset({*networks, *own.values()})
-    return Traces(namespaces, len(networks) + 1, len(_inside(namespaces)), node.directory)
+    namespace = _pid_namespace(node.pid)
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    inside = frozenset((pid, _start(pid)) for pid in pids if namespace and _pid_namespace(pid) == namespace)
+    return Traces(inside, len(node.namespaces), node.directory)
 
 
-def _inside(namespaces: frozenset[int]) -> list[int]:
-    """The processes in any of these namespaces."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                inodes = {os.stat(entry / "ns" / kind).st_ino for kind in _KINDS}
-            except OSError:  # it has ended meanwhile
-                continue
-            if inodes & namespaces:
-                found.append(int(entry.name))
-    return found
+def _pid_namespace(pid: int) -> int:
+    """The inode of a process's pid namespace; 0 when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _start(pid: int) -> str:
+    """When a process was started, in ticks since boot; "" when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

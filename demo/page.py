@@ -22,10 +22,10 @@ def wants_colour(stream: TextIO, env: Mapping[str, str] = os.environ) -> bool:
     return stream.isatty() and not env.get("NO_COLOR") and env.get("TERM") != "dumb"
 
 
-def wrapped(text: str, *, first: str, rest: str) -> str:
-    """The text in lines of at most 80 columns; options and addresses are never broken."""
+def wrapped(text: str, *, first: str = "", rest: str = "", width: int = WIDTH) -> str:
+    """The text in lines of at most `width` columns; options and addresses are never broken."""
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+        text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
     )
 
 
@@ -89,10 +89,10 @@ class Page:
 
     def block(self, lines: Iterable[str]) -> None:
         """A file, or what a command printed."""
+        width = WIDTH - len(INDENT) - len("│ ")
         for each in lines:
             hanging = " " * (len(each) - len(each.lstrip()) + 4)
-            first, *more = wrapped(each, first="", rest=hanging).split("\n") if len(each) > WIDTH - 5 else [each]
-            for part in (first, *more):
+            for part in wrapped(each, rest=hanging, width=width).split("\n") if len(each) > width else [each]:
                 self.line(f"{INDENT}{self.paint('│', 'dim')} {part}".rstrip())
 
     def picture(self, lines: Iterable[str]) -> None:

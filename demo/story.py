@@ -35,10 +35,6 @@ _CAPTURE = Path(__file__).resolve().parent.parent / "tests" / "captures"
 _TO_PODS = Door(NODE_PORT, ("pod1", "pod2"), 8080)
 _TO_KUBELET = Door(KUBELET, ("node",), KUBELET)
 _FAMILIES = {"ipv4": "IPv4", "ipv6": "IPv6"}
-_NOBODY = {
-    "nft": "no process; ipsets tell nothing",
-    "legacy": "no process; legacy tables and ipsets tell nothing",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +56,8 @@ class Chapter:
 
 
 def _neighbours(backend: BackendName) -> dict[str, Neighbour]:
-    everything = ("nft flush ruleset",)
-    if backend == "legacy":
-        everything = tuple(f"iptables -t {table} -F" for table in ("nat", "filter", "mangle"))
+    by_hand = tuple(f"iptables -t {table} -F" for table in ("nat", "filter", "mangle"))
+    everything = ("nft flush ruleset",) if backend == "nft" else by_hand
     members = (
         Neighbour("cleanup", "A cleanup script flushes mangle", "flushed mangle", ("iptables -t mangle -F",)),
         Neighbour(
@@ -113,11 +108,12 @@ class Story:
                 self._misbehaviour(node, repairs)
                 repairs.close()
                 self._sum_up(daemon)
-            evidence = traces(node)
+                evidence = traces(node)
         self.page.scene("Nothing is left")
         if left := evidence.left():
             raise NotAsToldError(f"The node is not gone: {', '.join(left)}")
-        self.page.good(f"the node is gone: {evidence.networks} network namespaces, {evidence.processes} processes")
+        processes, networks = len(evidence.processes), evidence.networks
+        self.page.good(f"the node is gone: {processes} processes, and with them {networks} network namespaces")
         now = own_rules()
         if changed := [source for source in rules | now if rules.get(source) != now.get(source)]:
             raise NotAsToldError(
@@ -135,9 +131,9 @@ class Story:
         page.scene("A node, as Kubernetes leaves it")
         page.picture(
             (
-                f"stranger {STRANGER.ipv4} ──┐                        ┌── pod1 {POD1.ipv4}:8080",
-                f"                       ├── node {NODE.ipv4}:{NODE_PORT} ──┤",
-                f"office   {ALLOWED.ipv4}   ──┘                        └── pod2 {POD2.ipv4}:8080",
+                f"stranger {STRANGER.ipv4:12} ──┐                          ┌── pod1 {POD1.ipv4}:8080",
+                f"                        ├── node {NODE.ipv4}:{NODE_PORT} ──┤",
+                f"office   {ALLOWED.ipv4:12} ──┘                          └── pod2 {POD2.ipv4}:8080",
             )
         )
         capture = _CAPTURE / f"kp126-{self.backend}-3svc.v4.save"
@@ -150,17 +146,14 @@ class Story:
         serve(node, "pod1", tcp=[8080])
         serve(node, "pod2", tcp=[8080])
         serve(node, "node", tcp=[KUBELET])
-        page.command(f"iptables -t nat -S KUBE-NODEPORTS | grep {NODE_PORT}")
-        rules = [rule for rule in node.chain("nat", "KUBE-NODEPORTS") if f"--dport {NODE_PORT}" in rule]
-        page.block(rules)
+        self._shown(node, f"iptables -t nat -S KUBE-NODEPORTS | grep {NODE_PORT}")
         self._stranger_gets_in(node)
 
     def _obvious_rule(self, node: Node) -> None:
         page = self.page
         page.scene("The obvious rule does nothing")
         rule = f"INPUT -p tcp --dport {NODE_PORT} -j DROP"
-        page.command(f"iptables -I {rule}")
-        node.run(f"iptables -I {rule}")
+        self._shown(node, f"iptables -I {rule}")
         self._stranger_gets_in(node)
         counted = node.run("iptables -nvxL INPUT 1").stdout.split()[0]
         if counted != "0":
@@ -174,12 +167,10 @@ class Story:
         page = self.page
         page.scene("The right rule does not last")
         rule = f"PREROUTING -p tcp --dport {NODE_PORT} -j DROP"
-        page.command(f"iptables -t mangle -I {rule}")
-        node.run(f"iptables -t mangle -I {rule}")
+        self._shown(node, f"iptables -t mangle -I {rule}")
         self._stranger_is_shut_out(node, "before nat can rewrite it")
-        page.command("iptables-restore < /run/rules.v4", note="a backup, a reboot, an update ...")
-        node.run("iptables-restore < /run/rules.v4")
-        self._stranger_gets_in(node, "again, until somebody notices")
+        self._shown(node, "iptables-restore < /run/rules.v4", note="a backup, a reboot, an update ...")
+        self._stranger_gets_in(node, "until somebody notices")
 
     def _guard(self, node: Node, daemon: Daemon) -> None:
         page = self.page
@@ -189,7 +180,7 @@ class Story:
         started = time.monotonic()
         daemon.start()
         ready = daemon.wait_ready().noticed("READY")[0].when
-        page.good(f"{daemon.status_text}; ready after {(ready - started) * 1000:.0f} ms, Python's start included")
+        page.good(f"{daemon.status_text}, {(ready - started) * 1000:.0f} ms after its start")
         self._as_configured(node)
 
     # The neighbours
@@ -209,10 +200,9 @@ class Story:
                 "None slipped through: what mangle PREROUTING lets pass is judged again in mangle FORWARD, by the "
                 "port that conntrack says was dialled. The ACCEPT is not ours to delete; it stands below us now:"
             )
-        page.command("iptables -t mangle -S PREROUTING")
-        lines = node.chain("mangle", "PREROUTING")
-        page.block(lines)
-        if [line.rpartition(" ")[2] for line in lines] != ["NODEWALL-PREROUTING", "ACCEPT"]:
+        self._shown(node, "iptables -t mangle -S PREROUTING")
+        targets = [rule.rpartition(" ")[2] for rule in node.chain("mangle", "PREROUTING")]
+        if targets != ["NODEWALL-PREROUTING", "ACCEPT"]:
             raise NotAsToldError("Our jump does not stand above a foreign ACCEPT that was left alone")
 
         self._chapter(node, repairs, by["colleague"])
@@ -221,8 +211,7 @@ class Story:
 
         self._chapter(node, repairs, by["reset"], door=_TO_KUBELET)
         page.say("kube-proxy's rules are gone as well, so the stranger knocked at the kubelet. kube-proxy comes back:")
-        page.command("iptables-restore --noflush < /run/rules.v4")
-        node.run("iptables-restore --noflush < /run/rules.v4")
+        self._shown(node, "iptables-restore --noflush < /run/rules.v4")
         self._as_configured(node)
 
     def _chapter(self, node: Node, repairs: Repairs, neighbour: Neighbour, door: Door = _TO_PODS) -> Incident:
@@ -245,7 +234,7 @@ class Story:
 
         incident = suffer(node, repairs, _TO_PODS, misbehave)
         if not answers[0].open:
-            self.page.bad("office: shut out. Who is in doubt stays outside: the port fails closed")
+            self.page.bad(f"office   {ALLOWED.ipv4}: shut out. An empty list lets nobody in: it fails closed")
         self._tell(neighbour, incident)
         self._as_configured(node)
 
@@ -262,19 +251,26 @@ class Story:
     def _tell(self, neighbour: Neighbour, incident: Incident) -> None:
         page = self.page
         times = incident.exposed_by_family()
-        if len(times) == 1:
-            after = f"{_milliseconds(incident.exposed_ms)}"
+        if not incident.noticed:
+            page.good(f"in force again at the next look, {_milliseconds(incident.again_ms)} later")
+        elif len(times) == 1:
+            page.good(f"in force again after {_milliseconds(incident.again_ms)}")
         else:
-            after = " and ".join(f"{_milliseconds(ms)} ({_FAMILIES[name]})" for name, ms in times.items())
-        page.good(f"in force again after {after}")
+            each = (f"{_milliseconds(ms)} ({_FAMILIES[name]})" for name, ms in times.items())
+            page.good(f"in force again after {' and '.join(each)}")
         page.detail("wrong", _wrong(incident))
-        page.detail("by", "; ".join(incident.culprits()) or _NOBODY[self.backend])
+        page.detail("by", "; ".join(incident.culprits()) or f"the kernel names nobody for {self._nameless(incident)}")
         if incident.slipped:
             within = f", within {_milliseconds(incident.open_ms)}" if incident.open_ms else ""
             page.detail("knocks", f"{incident.slipped} of {incident.knocks:,} slipped through{within}", "yellow")
         else:
             page.detail("knocks", f"0 of {incident.knocks:,} slipped through", "green")
         self._chapters.append(Chapter(neighbour, incident))
+
+    def _nameless(self, incident: Incident) -> str:
+        """What was written without the kernel telling who did."""
+        rules = any(event["table"] for event in incident.repairs)
+        return f"{self.backend} tables" if rules else "ipsets"
 
     # The end
 
@@ -285,7 +281,7 @@ class Story:
             (
                 chapter.neighbour.name,
                 chapter.neighbour.deed,
-                _milliseconds(chapter.incident.exposed_ms),
+                _milliseconds(chapter.incident.again_ms),
                 f"{chapter.incident.knocks:,}",
                 f"{chapter.incident.slipped:,}",
             )
@@ -293,7 +289,7 @@ class Story:
         ]
         knocks = sum(chapter.incident.knocks for chapter in self._chapters)
         slipped = sum(chapter.incident.slipped for chapter in self._chapters)
-        rows.append(("", "", "", f"{knocks:,}", f"{slipped:,}"))
+        rows.append(("together", "", "", f"{knocks:,}", f"{slipped:,}"))
         page.table(("NEIGHBOUR", "DEED", "AGAIN AFTER", "KNOCKS", "SLIPPED"), rows, right=3)
         page.line()
         self._nodewallctl(daemon, "status")
@@ -305,6 +301,11 @@ class Story:
         self.page.block((result.stdout + result.stderr).splitlines())
         if result.returncode:
             raise NotAsToldError(f"nodewallctl {command} exits {result.returncode}, not 0")
+
+    def _shown(self, node: Node, command: str, note: str = "") -> None:
+        """Run a command for all to see."""
+        self.page.command(command, note=note)
+        self.page.block(node.run(command).stdout.splitlines())
 
     # Who gets in
 
@@ -343,12 +344,28 @@ def _milliseconds(value: float) -> str:
 
 
 def _wrong(incident: Incident) -> str:
-    """What nodewalld found, each thing once: the place, what of ours it was, and what had become of it."""
-    found = dict.fromkeys(_fault(event) for event in incident.repairs)
-    return "; ".join(f"{what}: {reason}" for what, reason in found)
+    """What nodewalld found, each thing once: what of ours it was, where, and what had become of it."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for event in incident.repairs:
+        what, place = _subject(event)
+        chains = places.setdefault((what, str(event["reason"])), [])
+        if place and place not in chains:
+            chains.append(place)
+    return "; ".join(f"{what}{_in_places(chains)}: {reason}" for (what, reason), chains in places.items())
 
 
-def _fault(event: Event) -> tuple[str, str]:
+def _subject(event: Event) -> tuple[str, str]:
+    """What of ours was wrong, and in which foreign chain, if it was a jump."""
     subject = str(event["what"]).removeprefix("put right ").removeprefix("filled ").removesuffix(" again")
-    place = f"{event['table']} {event['chain']}, " if event["table"] and subject.startswith("the jump") else ""
-    return place + subject, str(event["reason"])
+    return ("our jump", f"{event['table']} {event['chain']}") if subject.startswith("the jump") else (subject, "")
+
+
+def _in_places(chains: list[str]) -> str:
+    """The chains in words, their table once: " in mangle PREROUTING, INPUT and FORWARD"."""
+    if not chains:
+        return ""
+    first, *more = chains
+    table = first.split()[0]
+    names = [first, *(name.removeprefix(f"{table} ") for name in more)]
+    *most, last = names
+    return f" in {', '.join(most)} and {last}" if most else f" in {last}"

@@ -236,10 +236,13 @@ class Daemon:
             str(self.state_directory),
         ]
 
-    def ctl(self, *args: str, timeout: float = 60.0, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def ctl(
+        self, *args: str, timeout: float = 60.0, stdin: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run nodewallctl with this daemon's folders; any exit status is an answer."""
         command = [self.node.python(), "-m", "nodewalld.commands.ctl", *args, *self._folders()]
-        return self.node.run(command, ns=self.ns, check=False, timeout=timeout, stdin=stdin, env=self.env)
+        environment = {**self.env, **(env or {})}
+        return self.node.run(command, ns=self.ns, check=False, timeout=timeout, stdin=stdin, env=environment)
 
     def popen_ctl(self, *args: str) -> subprocess.Popen[str]:
         """Start nodewallctl and leave it running, its output in a pipe: for `history -f`, `status --watch`."""

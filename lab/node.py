@@ -463,6 +463,10 @@ class Node:
         if self._init >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            for process in self._processes:
+                # nsenter stops when its program is stopped; it must go on to reap it, or PID 1 can't end.
+                if process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
             if not select.select([self._init], [], [], 20)[0]:
                 raise LabError(f"the node's PID 1 ({self.pid}) does not die")
             os.close(self._init)

@@ -12,7 +12,7 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,19 +22,16 @@ from typing import Any
 import structlog
 
 from nodewalld import __version__
-from nodewalld.configuration.errors import ConfigError
-from nodewalld.configuration.load import load
-from nodewalld.core.config import Config
 from nodewalld.core.environment import Environment
 from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
+from nodewalld.core.lockout import parse_connection
 from nodewalld.core.words import Backend, Family
+from nodewalld.governor import LONGEST, Governor
 from nodewalld.kernel.culprit import culprit
-from nodewalld.kernel.firewall import FirewallError
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
 from nodewalld.kernel.nftables import GenerationEvents
 from nodewalld.reconciler import Reconciler, Wake
-from nodewalld.reconciler import Refused as KernelRefused
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.heart import Heart
 from nodewalld.service.history import History
@@ -42,6 +39,7 @@ from nodewalld.service.instance import Instance
 from nodewalld.service.journal import announce
 from nodewalld.service.notify import Notifier
 from nodewalld.service.state import StateFolder
+from nodewalld.service.tenure import Tenure
 from nodewalld.service.wire import Refused
 
 LEGACY_LOOK = 1.0
@@ -50,6 +48,9 @@ LEGACY_LOOK = 1.0
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
 _CONTROL_TIMEOUT = 120.0
 _SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
+
+CHANGES = frozenset({"reload", "try", "confirm", "revert", "pause", "resume", "remove"})
+"""Commands that change something: the loop obeys them, one after the other."""
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +83,7 @@ class _Clockwork:
 class _Asked:
     """A request that changes something, handed from a control thread to the loop."""
 
-    command: str
+    request: Request
     answer: Future[Any] = field(default_factory=Future)
 
 
@@ -91,17 +92,16 @@ class Daemon:
 
     def __init__(self, folders: Folders, notifier: Notifier | None = None) -> None:
         self.folders = folders
-        self._config: Config = load(folders.config)
         self._notifier = notifier or Notifier()
         self._heart = Heart(self._notifier.watchdog_interval, self._notifier.watchdog)
         self._history = History()
         self._links, self._link_events = Links(), LinkEvents()
+        state = StateFolder(folders.state)
         self._reconciler = Reconciler(
-            environment=self._environment,
-            state=StateFolder(folders.state),
-            runtime_dir=folders.runtime,
-            record=self._record,
+            environment=self._environment, state=state, runtime_dir=folders.runtime, record=self._record
         )
+        self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._record)
+        self._governor.choose()
         self._selector = selectors.DefaultSelector()
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
         self._generations: GenerationEvents | None = None
@@ -111,8 +111,7 @@ class Daemon:
         self._bell, self._ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._due = _Clockwork(resync=0.0)
         self._stopping = threading.Event()
-        self._generation, self._loaded_at, self._config_error = 0, datetime.now(UTC), ""
-        self._ready = self._idle = self._failed = False
+        self._ready = self._failed = False
         self._since = datetime.now(UTC)
         self._told: tuple[State, tuple[str, ...]] = (State.STARTING, ())
         self.status = self._status()
@@ -146,20 +145,11 @@ class Daemon:
         return 0 if self._reconciler.in_force else 1
 
     def _start(self) -> None:
-        self._generation = 1
         with self._heart.working():
-            self._attempt_start()
+            self._governor.start()
+        self._due.resync = time.monotonic() + self._governor.config.daemon.resync
         self._after_pass()
         self._record(_event(Kind.START, f"nodewalld {__version__} started: {self.status.sentence()}"))
-
-    def _attempt_start(self) -> None:
-        try:
-            self._reconciler.enforce(self._config, strict=False)
-        except (FirewallError, KernelRefused, OSError) as error:
-            self._config_error = str(error)
-        else:
-            self._config_error = ""
-        self._due.resync = time.monotonic() + self._config.daemon.resync
 
     def _watch(self) -> None:
         self._selector.register(self._bell, selectors.EVENT_READ)
@@ -188,7 +178,7 @@ class Daemon:
 
     def _turn(self) -> None:
         self._heart.beat()
-        timeout = max(0.0, self._due.next - time.monotonic())
+        timeout = max(0.0, min(self._due.next - time.monotonic(), self._governor.due))
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         with self._heart.sleeping(timeout):
@@ -236,16 +226,18 @@ class Daemon:
     def _keep_time(self) -> None:
         now = time.monotonic()
         due = self._due
-        if not self._ready and not self._idle:
+        if self._governor.due <= 0:
+            self._governor.expire()
+        if self._governor.owed and not self._resting:
             if now >= due.retry or now >= due.resync:
                 due.retry = float("inf")
-                self._attempt_start()
+                self._governor.start()
             return
         if now >= due.relink:
             due.relink = float("inf")
             self._reconciler.relink()
         if now >= due.resync or now >= due.retry:
-            due.resync, due.retry = now + self._config.daemon.resync, float("inf")
+            due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
             self._reconciler.resync()
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:
@@ -258,14 +250,16 @@ class Daemon:
     def _after_pass(self) -> None:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
-        in_trouble = self._failed or (not self._idle and not (self._ready and self._reconciler.in_force))
+        sound = not self._governor.owed and self._reconciler.in_force
+        in_trouble = self._failed or not (self._resting or sound)
         if not in_trouble:
             self._due.retry, self._due.pause = float("inf"), _RETRY_FIRST
         elif self._due.retry == float("inf"):
             self._due.retry = now + self._due.pause
             self._due.pause = min(self._due.pause * 2, _RETRY_LAST)
         self._due.retry = min(self._due.retry, self._reconciler.due)
-        if not self._ready and self._reconciler.backend and not self._reconciler.blocked:
+        begun = not self._governor.owed and not self._reconciler.blocked
+        if not self._ready and (begun or self._resting):
             self._ready = True
             self._tell_state()
             self._notifier.ready(self.status.sentence())
@@ -291,22 +285,28 @@ class Daemon:
         if old.sentence() != self.status.sentence():
             self._notifier.status(self.status.sentence())
 
+    @property
+    def _resting(self) -> bool:
+        """Whether nothing is to be enforced now, because somebody asked for that."""
+        return self._governor.idle or self._governor.paused_until is not None
+
     def _reasons(self) -> tuple[str, ...]:
-        failed = (self._config_error,) if self._config_error and not self._reconciler.backend else ()
-        return (*failed, *self._reconciler.reasons)
+        return (*self._governor.reasons, *self._reconciler.reasons)
 
     def _state(self, reasons: tuple[str, ...]) -> State:
-        if self._idle:
+        if self._governor.idle:
             return State.IDLE
+        if self._governor.paused_until is not None:
+            return State.PAUSED
         if not self._ready:
             return State.STARTING
         return State.DEGRADED if reasons else State.ENFORCING
 
     def _status(self) -> Status:
-        reconciler = self._reconciler
+        reconciler, governor = self._reconciler, self._governor
         state, reasons = self._told
         families = {}
-        for family in self._config.daemon.families if state in {State.ENFORCING, State.DEGRADED} else ():
+        for family in governor.config.daemon.families if state in {State.ENFORCING, State.DEGRADED} else ():
             families[family] = State.DEGRADED if reconciler.family_reasons(family) else State.ENFORCING
         return Status(
             state=state,
@@ -314,11 +314,12 @@ class Daemon:
             version=__version__,
             pid=os.getpid(),
             config=ConfigStatus(
-                path=str(self.folders.config),
-                generation=self._generation,
-                loaded_at=self._loaded_at,
-                error=self._config_error or None,
+                path=governor.config.path,
+                generation=governor.generation,
+                loaded_at=governor.loaded_at,
+                error=governor.error or None,
             ),
+            note=governor.note,
             reasons=reasons,
             backend=reconciler.backend,
             desired=reconciler.desired,
@@ -353,18 +354,36 @@ class Daemon:
             self._stopping.set()
         elif signal.SIGHUP in signals:
             with contextlib.suppress(Refused):
-                self._reload()
+                self._reload({})
 
     def _obey_requests(self) -> None:
         for asked in self._requests():
-            command = self._reload if asked.command == "reload" else self._remove
             try:
-                asked.answer.set_result(command())
+                asked.answer.set_result(self._obey(asked.request))
             except Refused as refused:
                 asked.answer.set_exception(refused)
             except Exception as error:
-                asked.answer.set_exception(Refused(f"{asked.command} failed: {error}"))
+                asked.answer.set_exception(Refused(f"{asked.request.command} failed: {error}"))
                 raise
+
+    def _obey(self, request: Request) -> dict[str, Any]:
+        args, governor = request.args, self._governor
+        match request.command:
+            case "reload":
+                return self._reload(args)
+            case "try":
+                connection = parse_connection(str(args.get("connection", "")))
+                directory, seconds = Path(str(args.get("directory"))), _seconds(args)
+                return governor.begin_trial(directory, seconds, connection, yes=args.get("yes") is True)
+            case "pause":
+                return governor.pause(_seconds(args))
+        changes = {
+            "confirm": governor.confirm,
+            "revert": governor.revert,
+            "resume": governor.resume,
+            "remove": governor.remove,
+        }
+        return changes[request.command]()
 
     def _requests(self) -> Iterator[_Asked]:
         with contextlib.suppress(queue.Empty):
@@ -377,18 +396,13 @@ class Daemon:
 
     def _handle(self, request: Request) -> Any:
         """In a thread of the control socket."""
-        commands: dict[str, Callable[[], Any]] = {
-            "status": self._tell_status,
-            "history": lambda: self._tell_history(request),
-            "reload": lambda: self._ask("reload"),
-            "remove": lambda: self._ask("remove"),
-        }
-        if request.command not in commands:
-            raise Refused(f"there is no command {request.command}")
-        return commands[request.command]()
-
-    def _tell_status(self) -> dict[str, Any]:
-        return self.status.to_json()
+        if request.command == "status":
+            return self.status.to_json()
+        if request.command == "history":
+            return self._tell_history(request)
+        if request.command in CHANGES:
+            return self._ask(request)
+        raise Refused(f"there is no command {request.command}")
 
     def _tell_history(self, request: Request) -> Any:
         n = request.args.get("n")
@@ -398,43 +412,26 @@ class Daemon:
             return self._history.follow(n)
         return [event.to_json() for event in self._history.last(n)]
 
-    def _ask(self, command: str) -> Any:
-        asked = _Asked(command)
+    def _ask(self, request: Request) -> Any:
+        asked = _Asked(request)
         self._asked.put(asked)
         self._wake_up()
         try:
             return asked.answer.result(_CONTROL_TIMEOUT)
         except TimeoutError as error:
-            raise Refused(f"{command} did not end within {_CONTROL_TIMEOUT:g} s") from error
+            raise Refused(f"{request.command} did not end within {_CONTROL_TIMEOUT:g} s") from error
 
-    def _reload(self) -> dict[str, Any]:
-        started = time.monotonic()
+    def _reload(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """systemd hears of a reload's begin and end, whatever comes of it."""
         self._notifier.reloading("Reloading")
         try:
-            config = load(self.folders.config)
-            changed = self._reconciler.enforce(config)
-        except (ConfigError, KernelRefused, FirewallError) as error:
-            problems = tuple(map(str, error.problems)) if not isinstance(error, FirewallError) else (str(error),)
-            self._config_error = problems[0] if len(problems) == 1 else f"{problems[0]}, and {len(problems) - 1} more"
-            self._record(_event(Kind.REFUSED, f"the configuration was refused, the old rules stand: {error}"))
-            self._notifier.ready(self._status().sentence())
-            raise Refused("the configuration was refused; the old rules stand", problems) from error
-        self._config, self._config_error, self._idle, self._ready = config, "", False, True
-        self._generation += 1
-        self._loaded_at = datetime.now(UTC)
-        self._due.resync = time.monotonic() + config.daemon.resync
-        took = round((time.monotonic() - started) * 1000, 3)
-        what = "the configuration was reloaded" if changed else "the configuration was reloaded; nothing had to change"
-        self._record(Event(time=datetime.now(UTC), kind=Kind.RELOAD, what=what, latency_ms=took))
-        self._tell_state()
-        self._notifier.ready(self.status.sentence())
-        return {"generation": self._generation, "changed": changed, "state": self.status.state.value}
-
-    def _remove(self) -> dict[str, Any]:
-        removed = self._reconciler.remove()
-        self._idle = True
-        self._record(_event(Kind.REMOVE, f"all rules were taken out of the kernel: {removed['rules']} rules"))
-        return {"removed": removed}
+            taken = self._governor.reload(parse_connection(str(args.get("connection", ""))))
+            self._ready = True
+        finally:
+            self._tell_state()
+            self._notifier.ready(self.status.sentence())
+        self._due.resync = time.monotonic() + self._governor.config.daemon.resync
+        return {**taken, "state": self.status.state.value}
 
     def _environment(self) -> Environment:
         links = self._links.snapshot()
@@ -443,6 +440,13 @@ class Daemon:
             service_addresses={family: links.service_addresses.get(family, ()) for family in Family},
             default_routes={family: links.default_routes.get(family, ()) for family in Family},
         )
+
+
+def _seconds(args: Mapping[str, Any]) -> float:
+    seconds = args.get("seconds")
+    if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
+        raise Refused(f"the time must be more than 0 and at most {LONGEST:g} seconds")
+    return float(seconds)
 
 
 def _contention_event(contest: Contention) -> Event:

@@ -18,7 +18,7 @@ from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredSet, merge
 from nodewalld.core.environment import Environment
 from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason
-from nodewalld.core.flows import Dialled, refused, wants_flows
+from nodewalld.core.flows import Dialled, slipped, wants_flows
 from nodewalld.core.iptables.render import render
 from nodewalld.core.plan import Change, Learned
 from nodewalld.core.words import Backend, Family, Table
@@ -76,14 +76,14 @@ class Reconciler:
         record: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._environment = environment
+        self.environment = environment
         self._state = state
         self._runtime_dir = runtime_dir
         self._record = record
         self._clock = clock
         self._world: _World | None = None
         self._env = Environment()
-        self._sound = clock()
+        self._sound = self._sets_sound = clock()
         self._set_errors: dict[str, str] = {}
         self._takers: dict[tuple[Family, Table, str], Culprit | None] = {}
         self._sets = Sets()
@@ -184,7 +184,7 @@ class Reconciler:
         All or nothing: raises Refused and leaves what was in force. Not `strict` (at the start, when there is nothing
         to go back to) each table is brought as far as it goes, and `reasons` tell the rest.
         """
-        self._env = self._environment()
+        self._env = self.environment()
         wanted = choose_backend(config, self._state)
         world = self._world
         if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
@@ -231,19 +231,26 @@ class Reconciler:
         return bool(commits)
 
     def _settle_all(self, world: _World, phase: Mapping[Family, Desired], *, strict: bool) -> int:
-        commits = 0
+        """Settle every table that is concerned; returns the number of commits.
+
+        Stops at the first that others keep busy: the next would wait as long again for the same lock.
+        """
+        work: list[tuple[Guard, Table, bool]] = []
         for family, desired in phase.items():
             guard = world.guards[family]
             before, broken = guard.concerned(), guard.broken()
             guard.desired = desired
-            for table in (t for t in ORDER if t in before or t in desired.tables):
-                try:
-                    commits += guard.settle(table, everything=True).commits
-                except FirewallError as error:
-                    if strict and table not in broken:
-                        raise
-                    if error.busy:
-                        break  # somebody holds the lock: the next table would wait as long again
+            wanted = (table for table in ORDER if table in before or table in desired.tables)
+            work += [(guard, table, table in broken) for table in wanted]
+        commits = 0
+        for guard, table, was_broken in work:
+            try:
+                commits += guard.settle(table, everything=True).commits
+            except FirewallError as error:
+                if strict and not was_broken:
+                    raise
+                if error.busy:
+                    break
         return commits
 
     def _leave(self, old: _World, new: _World) -> None:
@@ -321,7 +328,7 @@ class Reconciler:
         """Links, addresses or routes have changed: decide anew, and write what that changes."""
         if self._world is None or self.config is None:
             return
-        now = self._environment()
+        now = self.environment()
         if now == self._env:
             return
         self._env = now
@@ -376,7 +383,7 @@ class Reconciler:
             if not wants_flows(decisions):
                 continue
             for flow in self._conntrack.flows(family):
-                if refused(decisions, _dialled(flow)) and self._conntrack.delete(flow):
+                if slipped(decisions, _dialled(flow)) and self._conntrack.delete(flow):
                     cut += 1
         return cut
 
@@ -385,7 +392,7 @@ class Reconciler:
     def _sync_sets(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
         """Make and fill sets; returns a repair for each that was there before and had lost its content."""
         wanted = tuple(wanted)
-        owned = self._owned_sets()
+        owned, started = self._owned_sets(), self._clock()
         self._set_errors.clear()
         events = []
         for entry in wanted:
@@ -401,6 +408,8 @@ class Reconciler:
         names = {entry.name for entry in wanted}
         if not names <= owned:
             self._state.write(_OWNED, {"sets": sorted(owned | names)})
+        if not self._set_errors:
+            self._sets_sound = started
         return tuple(events)
 
     def _sync_set(self, entry: DesiredSet) -> Change | None:
@@ -443,7 +452,7 @@ class Reconciler:
             chain=entry.name,
             reason=change.reason,
             entries=(f"set/{entry.name.removesuffix('-v6')}",),
-            exposed_ms=round((self._clock() - self._sound) * 1000, 3),
+            exposed_ms=round((self._clock() - self._sets_sound) * 1000, 3),
         )
 
     def _drop_sets(self, world: _World) -> None:

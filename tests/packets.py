@@ -5,9 +5,10 @@ the node it puts back.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 from lab.daemon import Daemon
 from lab.node import FAMILIES, Address, Node, wait_for
@@ -28,11 +29,13 @@ class Guarded:
 
     def enforce(self, config: str) -> Daemon:
         """Have this configuration in force; nothing is left to do when it is."""
+        if self.daemon.running and config == self._config:
+            return self.daemon
         if not self.daemon.running:
             self.daemon.configure(config)
             self.daemon.start()
             self.daemon.wait_ready()
-        elif config != self._config:
+        else:
             result = self.daemon.reload(config)
             assert result.returncode == 0, result.stdout + result.stderr
         self._config = config
@@ -45,15 +48,17 @@ class Guarded:
         plan = self.daemon.ctl("plan")
         assert plan.returncode == 0, plan.stdout + plan.stderr
 
-    def counted(self, entry: str, family: str) -> int:
-        """The packets that the rules of an entry have seen in a family."""
-        rows = self.shown()
-        return sum(row["packets"] for row in rows if (row["entry"], row["family"]) == (entry, family))
+    def settled(self) -> None:
+        """Wait until `nodewallctl plan` finds the kernel as it should be."""
+        wait_for(lambda: self.daemon.ctl("plan").returncode == 0, what="everything to be in force again")
 
-    def shown(self) -> list[dict[str, Any]]:
-        """`nodewallctl show --json`, whether it is one list or has the rows under a key."""
-        content = json.loads(self.daemon.ctl("show", "--json").stdout)
-        return list(content["rules"] if isinstance(content, dict) else content)
+    def counted(self, family: str) -> Counter[str]:
+        """The packets that the rules of each entry have seen in a family, by `nodewallctl show`."""
+        found: Counter[str] = Counter()
+        for row in json.loads(self.daemon.ctl("show", "--json").stdout)["rules"]:
+            if row["family"] == family:
+                found[row["entry"]] += row["packets"]
+        return found
 
     @contextmanager
     def killed(self) -> Iterator[None]:
@@ -119,3 +124,10 @@ def slot(rules: list[str], text: str) -> int:
     found = [number for number, rule in enumerate(rules) if text in rule]
     assert len(found) == 1, f"{text!r} stands at {found} in {rules}"
     return found[0]
+
+
+def add_capture(node: Node, stem: str) -> None:
+    """Put a captured ruleset in force beside what is there already, as its program would."""
+    for file in sorted((Path(__file__).with_name("captures")).glob(stem.format(backend=node.backend) + ".v[46].*")):
+        tool = "ip6tables" if ".v6." in file.name else "iptables"
+        node.run([f"{tool}-{node.backend}-restore", "--noflush"], stdin=file.read_text())

@@ -5,6 +5,7 @@ import socket
 import struct
 import subprocess
 import time
+from contextlib import nullcontext
 
 import pytest
 from kernel_ns import argv, in_own_namespace, readable, send_packets, sh
@@ -255,34 +256,73 @@ def test_a_missing_chain_is_not_an_empty_one() -> None:
         assert reader.rules(V4, "filter", "MINE") is None
 
 
+@pytest.mark.parametrize("count", [40, 2500])  # one datagram; many, and a commit that tidies up for long
 @in_own_namespace
-def test_a_read_never_mixes_two_rulesets() -> None:
-    states = {
-        protocol: "*filter\n:BIG -\n-F BIG\n"
-        + "".join(f"-A BIG -p {protocol} --dport {port}\n" for port in range(1, 2501))
+def test_a_read_never_mixes_two_rulesets_nor_loses_rules(count: int) -> None:
+    states = [
+        "*filter\n:BIG -\n-F BIG\n"
+        + "".join(f"-A BIG -p {protocol} --dport {port}\n" for port in range(1, count + 1))
         + "COMMIT\n"
         for protocol in ("tcp", "udp")
-    }
+    ]
     with NftablesReader() as reader:
         known = set()
-        for script in states.values():
+        for script in states:
             restore(script)
             known.add(tuple(rule.digest for rule in reader.rules(V4, "filter", "BIG") or ()))
         assert len(known) == 2
-        seen = 0
-        deadline = time.monotonic() + 3
-        scripts = list(states.values())
+        deadline = time.monotonic() + 2
+        looks = 0
         while time.monotonic() < deadline:
-            scripts.reverse()
+            states.reverse()
             with subprocess.Popen(["iptables-nft-restore", "--noflush"], stdin=subprocess.PIPE, text=True) as writer:
                 assert writer.stdin
-                writer.stdin.write(scripts[0])
+                present = reader.generation()
+                writer.stdin.write(states[0])
                 writer.stdin.close()
+                if looks % 3:  # be there the moment the commit counts, while it still tidies up
+                    while reader.generation() == present and writer.poll() is None:
+                        pass
+                    with NftablesReader() if looks % 3 == 1 else nullcontext(reader) as fresh:
+                        assert tuple(rule.digest for rule in fresh.rules(V4, "filter", "BIG") or ()) in known
                 while writer.poll() is None:
-                    digests = tuple(rule.digest for rule in reader.rules(V4, "filter", "BIG") or ())
-                    assert digests in known
-                    seen += 1
-        assert seen > 10
+                    assert tuple(rule.digest for rule in reader.rules(V4, "filter", "BIG") or ()) in known
+                looks += 1
+        assert looks > 5
+
+
+@in_own_namespace
+def test_a_rule_that_moves_up_in_one_transaction_is_always_somewhere() -> None:
+    restore("*filter\n:MINE -\nCOMMIT\n" + "*filter\n-A FORWARD -p tcp\n-A FORWARD -j MINE\nCOMMIT\n")
+    child = os.fork()
+    if child == 0:
+        try:
+            for _ in range(250):
+                restore("*filter\n-D FORWARD -j MINE\n-I FORWARD -j MINE\nCOMMIT\n")
+        finally:
+            os._exit(0)
+    seen = set()
+    with NftablesReader() as reader:
+        for _ in range(2_000_000):
+            seen.add(tuple(rule.jump for rule in reader.rules(V4, "filter", "FORWARD") or ()))
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                break
+    assert seen <= {("MINE", None), (None, "MINE")}
+
+
+@in_own_namespace
+def test_a_reader_that_has_missed_events_reads_on() -> None:
+    restore("*filter\n-A FORWARD -p tcp\nCOMMIT\n")
+    with NftablesReader() as reader:
+        assert len(reader.rules(V4, "filter", "FORWARD") or ()) == 1
+        raw = socket.socket(fileno=os.dup(reader._events.fileno()))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(20):
+            sh("iptables-nft -A FORWARD -p tcp")
+        began = time.monotonic()
+        assert len(reader.rules(V4, "filter", "FORWARD") or ()) == 21
+        assert time.monotonic() - began < 0.5
+        raw.close()
 
 
 @in_own_namespace

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from kernel_ns import argv, in_own_namespace, sh, until
 
 from nodewalld.core.words import Family, Network
-from nodewalld.kernel.process import Result
+from nodewalld.kernel.netlink import NLM_F_DUMP, NLM_F_REQUEST, attribute, message, netfilter_body, text
+from nodewalld.kernel.process import Result, run
 from nodewalld.kernel.sets import SetError, Sets, SetTypeConflict, capacity, render_swap, temporary_name
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -165,6 +166,29 @@ def test_a_refused_load_leaves_the_old_content_and_no_rest() -> None:
         with pytest.raises(SetError, match=r"mine could not be loaded: .*line"):
             sets.replace("mine", V4, nets("192.0.2.0/24"))
         assert sets.holds("mine", nets("10.0.0.0/8"))
+        assert sets.names() == ("mine",)
+
+
+@in_own_namespace
+def test_a_set_that_somebody_is_listing_is_replaced_once_he_is_through() -> None:
+    many = [ip_network((0x0A000000 + number * 256, 24)) for number in range(20_000)]
+    attempts = []
+
+    def run_and_then_end_the_listing(words: list[str], *, stdin: str) -> Result:
+        attempts.append(run(words, stdin=stdin))
+        listing.close()
+        return attempts[-1]
+
+    with Sets(run_and_then_end_the_listing, lambda _: None) as sets:
+        with Sets() as before:
+            before.replace("mine", V4, many)
+        listing = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+        body = netfilter_body(0, attribute(1, b"\6"), text(2, "mine"))
+        listing.send(message(6 << 8 | 7, NLM_F_REQUEST | NLM_F_DUMP, 1, body))
+        listing.recv(65536)
+        sets.replace("mine", V4, nets("192.0.2.0/24"))
+        assert [attempt.status for attempt in attempts] == [1, 0]
+        assert sets.holds("mine", nets("192.0.2.0/24"))
         assert sets.names() == ("mine",)
 
 

@@ -38,7 +38,6 @@ from lab.node import (
     Address,
     BackendName,
     Node,
-    wait_for,
 )
 from lab.traffic import Connection, Probe, Protocol, Verdict, serve, serve_cluster
 
@@ -248,10 +247,23 @@ def test_from_node_judges_the_node_itself(guarded: Guarded, family: str) -> None
 
 def test_what_is_not_enforced_is_counted_and_let_through(guarded: Guarded, family: str) -> None:
     guarded.enforce(EVERYTHING)
-    for action, n in ACTIONS.items():
-        before = guarded.counted(f"port/{action}-trial", family)
-        expect(guarded.node, {action: (dial(STRANGER, family, NODE, 7600 + n), OPEN)})
-        assert guarded.counted(f"port/{action}-trial", family) > before
+    before = guarded.counted(family)
+    expect(guarded.node, {a: (dial(STRANGER, family, NODE, 7600 + n), OPEN) for a, n in ACTIONS.items()})
+    after = guarded.counted(family)
+    assert [a for a in ACTIONS if after[f"port/{a}-trial"] <= before[f"port/{a}-trial"]] == []
+
+
+def test_an_open_connection_is_judged_as_a_new_one_is(guarded: Guarded, family: str) -> None:
+    guarded.enforce("")
+
+    def session(source: Address, port: int) -> Connection:
+        return Connection(guarded.node, "client", source=source.of(family), to=(NODE.of(family), port))
+
+    strangers = {action: session(STRANGER, 7000 + n) for action, n in ACTIONS.items()}
+    friends = {action: session(ALLOWED, 7000 + n) for action, n in ACTIONS.items()}
+    guarded.enforce(EVERYTHING)
+    assert [action for action in ACTIONS if strangers[action].alive(timeout=0.3)] == []
+    assert [action for action in ACTIONS if not friends[action].alive()] == []
 
 
 # --- backstops: what stands behind reject and redirect
@@ -394,9 +406,9 @@ def test_an_open_ssh_session_survives_everything(laboratory: None, backend: Back
         daemon = guarded.daemon
         for family in FAMILIES:
             for table in ("filter", "mangle", "nat", "security"):
-                iptables(node, family, f"-t {table} -F", f"-t {table} -X")
+                iptables(node, family, f"-t {table} -F")
                 alive(f"{table} flushed")
-        wait_for(lambda: daemon.ctl("plan").returncode == 0, what="everything to be in force again")
+        guarded.settled()
         daemon.signal(signal.SIGHUP)
         alive("SIGHUP")
         with guarded.killed():

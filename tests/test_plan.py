@@ -242,6 +242,19 @@ def test_a_missing_jump_target_is_created() -> None:
     assert table.chains["DOCKER-USER"] == []
 
 
+def test_a_foreign_chain_that_holds_nothing_but_ours_stays() -> None:
+    jump = Placement("FORWARD", Position(), (0, 0), "", "-j DOCKER-USER", ("jump/docker-user",), "", "DOCKER-USER")
+    back = '-m comment --comment "nodewalld:rule/friends" -j RETURN'
+    stands = Placement("DOCKER-USER", Position(), (0, 1), "rule/friends", back, ("rule/friends",))
+    leads = replace(placement(Position()), chain="DOCKER-USER")
+    table = forward()
+    settle(DesiredTable((own(),), (jump, stands, leads)), table)
+    assert table.chains["DOCKER-USER"] == [leads.text, back]
+    settle(DesiredTable(), table)
+    assert table.chains["DOCKER-USER"] == []
+    assert table.chains["FORWARD"] == ["-j DOCKER-USER"]
+
+
 def test_a_rule_in_a_missing_foreign_chain_waits_and_says_so() -> None:
     waiting = replace(placement(Position()), chain="DOCKER-USER")
     table = forward()

@@ -7,7 +7,7 @@ afterwards be the same in both, byte for byte.
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,18 @@ to = "DOCKER-USER"
 """
 
 PODS = {"ipv4": "10.42.0.0/16", "ipv6": "fd42::/16"}
-_THE_JUMP = re.compile(r"^(:DOCKER-USER - *|-A FORWARD -j DOCKER-USER)\n", re.MULTILINE)
+_THE_JUMP = re.compile(r"^(:DOCKER-USER - .*|-A FORWARD -j DOCKER-USER)\n", re.MULTILINE)
+
+
+def captured(backend: str, family: str) -> str:
+    """The captured rules, with the anchors of seed 002 in FORWARD and a rule in Docker's chain for administrators."""
+    stem = CAPTURE.format(backend=backend)
+    (path,) = (Path(__file__).parent / "captures").glob(f"{stem}.v{family[-1]}.*")
+    head, filter_table = path.read_text().split("*filter\n")
+    more = [f"-A FORWARD {side} {PODS[family]} -j ACCEPT" for side in ("-s", "-d")]
+    more += ["-A DOCKER-USER -p tcp --dport 9 -j RETURN"]
+    filter_table = filter_table.replace("COMMIT\n", "\n".join(more) + "\nCOMMIT\n", 1)
+    return f"{head}*filter\n:DOCKER-USER - [0:0]\n{filter_table}"
 
 
 @dataclass
@@ -93,27 +104,19 @@ class Pair:
     twin: Node
     daemon: Daemon
     told: int = 0
-    parents_told: list[bool] = field(default_factory=list)
 
-    def prepare(self, captures: Path) -> None:
-        """Both as at the beginning: the captured rules, the anchors of seed 002, a chain of Docker's with content."""
+    def prepare(self) -> None:
+        """Both as at the beginning. One restore a family: what displaces nothing is never taken for a war."""
         for each in (self.node, self.twin):
-            each.load(captures / CAPTURE)
             for family, tool in TOOLS.items():
-                each.run(
-                    f"""{tool} -w -A FORWARD -s {PODS[family]} -j ACCEPT
-                    {tool} -w -A FORWARD -d {PODS[family]} -j ACCEPT
-                    {tool} -w -N DOCKER-USER
-                    {tool} -w -F DOCKER-USER
-                    {tool} -w -A DOCKER-USER -s 192.0.2.1/32 -j RETURN || {tool} -w -A DOCKER-USER -s 2001:db8::1 -j RETURN"""
-                )
+                each.run([f"{tool}-restore"], stdin=captured(each.backend, family))
         wait_in_force(self.daemon)
         assert self.foreign(self.node) == self.foreign(self.twin)
 
     @staticmethod
     def foreign(node: Node) -> str:
         """The foreign rules without the jump that the configuration wants, and the chain that it makes for it."""
-        return _THE_JUMP.sub("", node.snapshot())
+        return "".join(layout.foreign(_THE_JUMP.sub("", node.rules(family))) for family in FAMILIES)
 
     def disturb(self, commands: list[str]) -> Did:
         self.told = len(events(self.daemon, "repair"))
@@ -136,12 +139,14 @@ class Pair:
 def pair(laboratory: None, request: pytest.FixtureRequest) -> Iterator[Pair]:
     backend: BackendName = request.param
     with Node(backend) as node, Node(backend) as twin:
+        for each in (node, twin):
+            each.load(Path(__file__).parent / "captures" / CAPTURE)  # makes the sets that its rules name
         yield Pair(node, twin, Daemon(node, CONFIG).wait_ready())
 
 
 @pytest.fixture
-def fresh(pair: Pair, captures: Path) -> Pair:
-    pair.prepare(captures)
+def fresh(pair: Pair) -> Pair:
+    pair.prepare()
     return pair
 
 
@@ -179,7 +184,7 @@ CASES = {
     "flush and deletion of all chains": Case(
         (
             *(f"{{tool}} -w -t {table} -F" for table in layout.TABLES),
-            _DELETE_CHAINS.replace("{tool}", "{{tool}}").replace("{{tool}}", "{tool}"),
+            _DELETE_CHAINS,
         ),
         {MANGLE: {"flushed"}, FORWARD: {"flushed"}, ("nat", "PREROUTING"): {"flushed"}},
     ),
@@ -241,7 +246,8 @@ def _filled(command: str, node: Node, family: FamilyName) -> str:
     rules = node.chain("mangle", "PREROUTING", family)
     (jump,) = (rule for rule in rules if "-j NODEWALL-PREROUTING" in rule)
     (forward,) = (rule for rule in our_rules(node, "filter", "FORWARD", family) if "NODEWALL-FORWARD-" in rule)
-    (capture,) = Path(__file__).parent.glob(f"captures/{CAPTURE.format(backend=node.backend)}.v{family[-1]}.*")
+    capture = node.directory / f"capture.{family}"
+    capture.write_text(captured(node.backend, family))
     return command.format(
         tool=TOOLS[family],
         jump=jump,
@@ -285,18 +291,18 @@ def test_the_script_behind_the_tool_is_named(fresh: Pair) -> None:
         pytest.skip("legacy tells nobody's name")
     named = 0
     for _ in range(10):
-        did = fresh.disturb(["iptables -w -t mangle -I PREROUTING -j ACCEPT"])
-        (event,) = fresh.repairs({MANGLE: {"displaced"}}, "ipv4")
+        did = fresh.disturb(["iptables -w -t mangle -I FORWARD -j ACCEPT"])
+        (event,) = fresh.repairs({("mangle", "FORWARD"): {"displaced"}}, "ipv4")
         named += event["by"]["name"] == NEIGHBOUR and event["by"]["pid"] == did.commands[0]
-        fresh.node.run("iptables -w -t mangle -D PREROUTING -j ACCEPT")
+        fresh.node.run("iptables -w -t mangle -D FORWARD -j ACCEPT")
     assert named >= 8
 
 
 def test_every_single_displacement_is_noticed_by_its_event(fresh: Pair) -> None:
     for _ in range(20):
-        fresh.disturb(["iptables -w -t mangle -I PREROUTING -j ACCEPT"])
-        fresh.repairs({MANGLE: {"displaced"}}, "ipv4")
-        fresh.node.run("iptables -w -t mangle -D PREROUTING -j ACCEPT")
+        fresh.disturb(["iptables -w -t mangle -I INPUT -j ACCEPT"])
+        fresh.repairs({("mangle", "INPUT"): {"displaced"}}, "ipv4")
+        fresh.node.run("iptables -w -t mangle -D INPUT -j ACCEPT")
     latencies = [event["latency_ms"] for event in events(fresh.daemon, "repair")[-20:]]
     noticed = sorted(latency for latency in latencies if latency is not None)
     assert len(noticed) >= 18  # see _is_plausible

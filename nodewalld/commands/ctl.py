@@ -7,59 +7,36 @@ Heavy modules are imported by the command that needs them: `status` is run by sc
 """
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nodewalld
-from nodewalld.commands import render
-from nodewalld.core.events import printable
+from nodewalld.commands import render, steer
+from nodewalld.commands.common import (
+    ATTENTION,
+    BROKEN_PIPE,
+    FAILED,
+    GOOD,
+    INTERRUPTED,
+    NO_DAEMON,
+    QUICK,
+    Failure,
+    Load,
+    Offline,
+    Tools,
+    complain,
+    print_json,
+    print_lines,
+    reading,
+    socket_of,
+)
 from nodewalld.service import client, wire
 
 if TYPE_CHECKING:
     from nodewalld.core.config import Config, Problem
-
-GOOD, FAILED, ATTENTION, NO_DAEMON, INTERRUPTED, BROKEN_PIPE = 0, 1, 3, 4, 130, 141
-
-_QUICK, _LONG = 10.0, 300.0
-"""How long a reply may take, in seconds: one from memory, and one that waits for other writers' locks."""
-
-
-class Offline(Protocol):
-    """What works without the daemon; `nodewalld.commands.offline` is the real one."""
-
-    def remove(self, state_dir: Path) -> dict[str, Any]:
-        """Take everything of ours out of the kernel; {"removed": counts}, as the daemon answers."""
-
-    def plan(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
-        """What would have to change in the kernel now."""
-
-    def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
-        """Our rules as the kernel has them, in packet order."""
-
-    def compiled(self, config_dir: Path) -> str:
-        """The desired rules as iptables text."""
-
-    def try_texts(self, config: "Config") -> "tuple[Problem, ...] | str":
-        """What iptables refuses, or the reason why it could not be asked."""
-
-
-class Load(Protocol):
-    """`nodewalld.configuration.load.load`."""
-
-    def __call__(self, directory: Path, *, check_owner: bool = True) -> "Config":
-        """The configuration in this folder. Raises ConfigError."""
-
-
-class Tools(NamedTuple):
-    """Where the commands get their real work done; tests pass their own."""
-
-    offline: Callable[[], Offline]
-    load: Callable[[], Load]
 
 
 def _real_offline() -> Offline:
@@ -74,15 +51,6 @@ def _real_load() -> Load:
     return load
 
 
-class _Failure(Exception):
-    """The command can't be done; told to the user as it stands."""
-
-    def __init__(self, error: str, problems: Iterable[str] = (), status: int = FAILED) -> None:
-        super().__init__(error)
-        self.problems = tuple(problems)
-        self.status = status
-
-
 def _check(args: argparse.Namespace, tools: Tools) -> int:
     from nodewalld.configuration.errors import ConfigError  # noqa: PLC0415
 
@@ -95,7 +63,7 @@ def _check(args: argparse.Namespace, tools: Tools) -> int:
     except ConfigError as error:
         errors, untried = error.problems, "the configuration has errors"
     except OSError as error:
-        raise _Failure(f"{folder} can't be read: {error.strerror or error}") from error
+        raise Failure(f"{folder} can't be read: {error.strerror or error}") from error
     else:
         warnings = config.warnings
         outcome = tools.offline().try_texts(config)
@@ -107,14 +75,14 @@ def _check(args: argparse.Namespace, tools: Tools) -> int:
         errors, warnings = errors + warnings, ()
     if args.json:
         found = {"errors": [_problem(one) for one in errors], "warnings": [_problem(one) for one in warnings]}
-        _print_json({**found, "tried": untried is None, "untried_reason": untried})
+        print_json({**found, "tried": untried is None, "untried_reason": untried})
         return FAILED if errors else GOOD
-    _complain([*map(str, errors), *(f"warning: {one}" for one in warnings)])
+    complain([*map(str, errors), *(f"warning: {one}" for one in warnings)])
     if errors:
-        _complain([f"{folder}: {render.count(len(errors), 'error')}"])
+        complain([f"{folder}: {render.count(len(errors), 'error')}"])
         return FAILED
     if untried is not None:
-        _complain([f"could not try the rule texts: {untried}"])
+        complain([f"could not try the rule texts: {untried}"])
     print(f"{folder}: good: {_content(config)}")
     return GOOD
 
@@ -137,51 +105,51 @@ def _problem(problem: "Problem") -> dict[str, Any]:
 
 
 def _plan(args: argparse.Namespace, tools: Tools) -> int:
-    with _reading("plan"):
+    with reading("plan"):
         changes = tools.offline().plan(args.directory or args.config, args.state_dir)
     if args.json:
-        _print_json({"changes": changes})
+        print_json({"changes": changes})
     else:
-        _print(render.plan(changes, render.Paint(sys.stdout)))
+        print_lines(render.plan(changes, render.Paint(sys.stdout)))
     return ATTENTION if changes else GOOD
 
 
 def _show(args: argparse.Namespace, tools: Tools) -> int:
-    with _reading("show"):
+    with reading("show"):
         if args.compiled:
             text = tools.offline().compiled(args.config)
         else:
             rows = tools.offline().show(args.config, args.state_dir)
     if args.compiled:
         if args.json:
-            _print_json({"compiled": text})
+            print_json({"compiled": text})
         else:
-            _print(text.splitlines())
+            print_lines(text.splitlines())
     elif args.json:
-        _print_json({"rules": rows})
+        print_json({"rules": rows})
     else:
-        _print(render.show(rows, render.Paint(sys.stdout)))
+        print_lines(render.show(rows, render.Paint(sys.stdout)))
     return GOOD
 
 
 def _status(args: argparse.Namespace, _tools: Tools) -> int:
     try:
-        value = client.call(_socket(args), {"command": "status"}, _QUICK)
+        value = client.call(socket_of(args), {"command": "status"}, QUICK)
     except (wire.NoDaemon, wire.NoAnswer) as error:
-        raise _Failure(str(error), status=NO_DAEMON) from error
+        raise Failure(str(error), status=NO_DAEMON) from error
     if args.json:
-        _print_json(value)
+        print_json(value)
     else:
-        _print(render.status(value, render.Paint(sys.stdout)))
+        print_lines(render.status(value, render.Paint(sys.stdout)))
     return GOOD if value.get("state") == "enforcing" else ATTENTION
 
 
 def _history(args: argparse.Namespace, _tools: Tools) -> int:
     request = {"command": "history", "n": args.n, "follow": args.follow}
     if not args.follow:
-        _print_events(client.call(_socket(args), request, _QUICK), args.json, head=True)
+        _print_events(client.call(socket_of(args), request, QUICK), args.json, head=True)
         return GOOD
-    values = client.stream(_socket(args), request, _QUICK)
+    values = client.stream(socket_of(args), request, QUICK)
     _print_events(next(values), args.json, head=True)
     for event in values:
         _print_events([event], args.json, head=False)
@@ -193,84 +161,10 @@ def _print_events(events: Sequence[render.Json], as_json: bool, *, head: bool) -
         print(render.HISTORY_HEAD)
     for event in events:
         if as_json:
-            _print_json(event)
+            print_json(event)
         else:
             print(render.event(event))
     sys.stdout.flush()
-
-
-def _reload(args: argparse.Namespace, _tools: Tools) -> int:
-    value = client.call(_socket(args), {"command": "reload"}, _LONG)
-    if args.json:
-        _print_json(value)
-    else:
-        change = "taken" if value.get("changed", True) else "taken, nothing in it has changed"
-        print(f"Generation {value.get('generation')} {change}; nodewalld is {value.get('state')}.")
-    return GOOD
-
-
-def _remove(args: argparse.Namespace, tools: Tools) -> int:
-    try:
-        value = client.call(_socket(args), {"command": "remove"}, _LONG)
-    except wire.NoDaemon:
-        value = _remove_alone(args, tools)
-    if args.json:
-        _print_json(value)
-    else:
-        removed = value["removed"]
-        counts = ", ".join(render.count(removed.get(f"{noun}s", 0), noun) for noun in ("rule", "chain", "set"))
-        print(f"Removed {counts}.")
-    return GOOD
-
-
-def _remove_alone(args: argparse.Namespace, tools: Tools) -> dict[str, Any]:
-    """Under the daemon's own lock: one that starts meanwhile must not put back what is being taken out."""
-    from nodewalld.service.instance import AlreadyRunning, Instance  # noqa: PLC0415
-
-    try:
-        with _reading("remove"), Instance(args.runtime_dir):
-            return tools.offline().remove(args.state_dir)
-    except AlreadyRunning as error:
-        raise _Failure(f"{error} and does not listen yet, or no more: try again") from error
-
-
-@contextmanager
-def _reading(command: str) -> Iterator[None]:
-    """The failures of everything that reads configuration and kernel, as sentences."""
-    from nodewalld.configuration.errors import ConfigError  # noqa: PLC0415
-    from nodewalld.kernel.firewall import FirewallError  # noqa: PLC0415
-    from nodewalld.kernel.process import ProgramError  # noqa: PLC0415
-
-    try:
-        yield
-    except ConfigError as error:
-        raise _Failure("the configuration has errors", map(str, error.problems)) from error
-    except (FirewallError, ProgramError) as error:
-        raise _Failure(str(error)) from error
-    except PermissionError as error:
-        what = f" ({error.filename})" if error.filename else ""
-        raise _Failure(f"{command} needs root: {error.strerror or error}{what}") from error
-    except OSError as error:
-        raise _Failure(str(error)) from error
-
-
-def _socket(args: argparse.Namespace) -> Path:
-    folder: Path = args.runtime_dir
-    return folder / wire.SOCKET_NAME
-
-
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value))
-
-
-def _complain(lines: Iterable[str]) -> None:
-    for line in lines:
-        print("\n".join(map(printable, line.split("\n"))), file=sys.stderr)
 
 
 class _Command(NamedTuple):
@@ -312,13 +206,43 @@ COMMANDS = {
         ("nodewallctl history", "nodewallctl history -n 20 -f", "nodewallctl history --json"),
     ),
     "reload": _Command(
-        _reload,
+        steer.reload,
         "let the daemon read its files anew, and wait for the outcome",
         "Exit status: 0 taken, 1 refused (the old rules stay).",
         ("nodewallctl reload", "nodewallctl reload --json"),
     ),
+    "try": _Command(
+        steer.try_,
+        "enforce a configuration for a while; it goes back by itself unless confirmed",
+        "Also when the shell or the daemon dies meanwhile. Exit status: 0 enforced, 1 refused (the old rules stay).",
+        ("nodewallctl try", "nodewallctl try ./nodewalld --timeout 5m", "nodewallctl try --yes"),
+    ),
+    "confirm": _Command(
+        steer.simple("confirm", "The configuration on trial is kept"),
+        "keep what is on trial",
+        "Exit status: 0 kept, 1 there was no trial.",
+        ("nodewallctl confirm",),
+    ),
+    "revert": _Command(
+        steer.simple("revert", "The configuration before the trial is enforced again"),
+        "go back to what was enforced before the trial, now",
+        "Exit status: 0 reverted, 1 there was no trial.",
+        ("nodewallctl revert",),
+    ),
+    "pause": _Command(
+        steer.pause,
+        "take the rules out for a while; they come back by themselves",
+        "Also when the daemon dies meanwhile; a reboot ends it. Exit status: 0 paused, 1 refused.",
+        ("nodewallctl pause --for 10m",),
+    ),
+    "resume": _Command(
+        steer.simple("resume", "The rules are enforced again"),
+        "end a pause now",
+        "Exit status: 0 resumed, 1 there was no pause.",
+        ("nodewallctl resume",),
+    ),
     "remove": _Command(
-        _remove,
+        steer.remove,
         "take all of nodewalld's rules, chains and sets out of the kernel, and nothing else",
         "A running daemon lets go and stays idle until `nodewallctl reload`.",
         ("nodewallctl remove", "nodewallctl remove --json"),
@@ -362,6 +286,12 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "history":
         parser.add_argument("-n", metavar="N", type=_number, help="only the newest N")
         parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    if name == "try":
+        parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="the folder (default: --config)")
+        parser.add_argument("--timeout", metavar="TIME", type=steer.duration, default=60.0, help="default 60s")
+        parser.add_argument("--yes", action="store_true", help="though it would shut this very connection")
+    if name == "pause":
+        parser.add_argument("--for", metavar="TIME", type=steer.duration, required=True, help="such as 10m")
     _add_global(parser, given_only=True)
 
 
@@ -412,14 +342,14 @@ def _run(args: argparse.Namespace, tools: Tools) -> int:
     try:
         return COMMANDS[args.command].run(args, tools)
     except wire.Refused as error:
-        failure = _Failure(error.error, error.problems)
+        failure = Failure(error.error, error.problems)
     except wire.ControlError as error:
-        failure = _Failure(str(error))
-    except _Failure as error:
+        failure = Failure(str(error))
+    except Failure as error:
         failure = error
-    _complain([*failure.problems, f"nodewallctl: {failure}"])
+    complain([*failure.problems, f"nodewallctl: {failure}"])
     if args.json:
-        _print_json({"error": str(failure), "problems": list(failure.problems)})
+        print_json({"error": str(failure), "problems": list(failure.problems)})
     return failure.status
 
 

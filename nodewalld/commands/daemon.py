@@ -8,6 +8,8 @@ from pathlib import Path
 from nodewalld import __version__
 
 FAILED, USAGE = 1, 2
+REFUSED = 78
+"""EX_CONFIG of sysexits.h: no restart can cure it, and the unit does not try."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         print("nodewalld: the configuration is refused; nothing was changed", file=sys.stderr)
+        return REFUSED
     except AlreadyRunning as error:
         print(f"nodewalld: {error}", file=sys.stderr)
     except OSError as error:

@@ -42,11 +42,13 @@ def status(value: Json, paint: Paint) -> Iterator[str]:
     state = str(value.get("state"))
     since = f" since {_time(value['since'])}" if value.get("since") else ""
     yield f"nodewalld: {paint(state, _STATE_COLOURS.get(state, ''))}{since}"
+    if value.get("note"):
+        yield f"  {paint(printable(str(value['note'])), 'yellow')}"
     for reason in value.get("reasons") or ():
         yield f"  - {printable(str(reason))}"
     rules, config = value.get("rules") or {}, value.get("config") or {}
     yield f"  rules:   {rules.get('in_place', '?')} of {rules.get('desired', '?')} in place{_families(value)}"
-    yield f"  backend: {value.get('backend') or 'not known yet'}"
+    yield f"  backend: {value.get('backend') or 'none in use'}"
     yield f"  config:  {_config(config)}"
     if config.get("error"):
         yield f"           {paint('not taken', 'red')}: {printable(str(config['error']))}"

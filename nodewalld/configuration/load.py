@@ -6,6 +6,8 @@ file does not hide what is wrong in the others.
 
 import re
 import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nodewalld.configuration.errors import ConfigError, FileError
@@ -13,7 +15,7 @@ from nodewalld.configuration.files import display, list_folder, read_file
 from nodewalld.configuration.locate import locate
 from nodewalld.configuration.schema import judge
 from nodewalld.configuration.tree import Node, grow, merge
-from nodewalld.core.config import Config, Problem, Where
+from nodewalld.core.config import Config, Problem, Sources, Where
 
 MAIN_FILE = "nodewalld.toml"
 MORE_FILES = "conf.d"
@@ -28,21 +30,45 @@ def load(directory: Path, *, check_owner: bool = True) -> Config:
     With `check_owner`, files and folders are refused that others than root (or who runs this) can write.
     """
     files, problems = _files(directory, check_owner)
-    root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
+    texts: dict[str, str] = {}
     for rank, path in enumerate(files):
         try:
-            root = merge(root, _parse(read_file(path, check_owner=check_owner), display(path), rank))
+            texts[str(path)] = read_file(path, check_owner=check_owner)
         except FileError as error:
             problems.append(_problem(path, error, rank))
-    config, found = judge(
-        root,
-        display(directory),
-        lambda path: read_file(Path(path), check_owner=check_owner),
-        complete=not problems,
-    )
+    return _assemble(directory, texts, problems, lambda path: read_file(Path(path), check_owner=check_owner))
+
+
+def recall(sources: Sources) -> Config:
+    """The configuration that these texts made when they were read. Raises ConfigError."""
+
+    def remembered(path: str) -> str:
+        if path in sources.sets:
+            return sources.sets[path]
+        raise FileError("does not exist", "create it")
+
+    return _assemble(Path(sources.directory), sources.texts, [], remembered)
+
+
+def _assemble(
+    directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: Callable[[str], str]
+) -> Config:
+    root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
+    for rank, (name, text) in enumerate(texts.items()):
+        try:
+            root = merge(root, _parse(text, display(Path(name)), rank))
+        except FileError as error:
+            problems.append(_problem(Path(name), error, rank))
+    sets: dict[str, str] = {}
+
+    def kept(path: str) -> str:
+        sets[path] = read_set(path)
+        return sets[path]
+
+    config, found = judge(root, display(directory), kept, complete=not problems)
     if problems or found:
         raise ConfigError(tuple(sorted((*problems, *found), key=_order)))
-    return config
+    return replace(config, sources=Sources(str(directory), dict(texts), sets))
 
 
 def _order(problem: Problem) -> tuple[int, str, int]:

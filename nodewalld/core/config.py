@@ -4,6 +4,7 @@ The loader (`nodewalld.configuration`) is the only maker of these; the meaning o
 `nodewalld.toml(5)` and in `docs/`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -217,8 +218,17 @@ class JumpEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Sources:
+    """The very texts that a configuration was made of: its TOML files in their order, and its set files."""
+
+    directory: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """Everything of one configuration folder."""
+    """Everything of one configuration folder. Two are equal when they mean the same, whatever they were read from."""
 
     path: str
     daemon: DaemonConfig = DaemonConfig()
@@ -228,7 +238,8 @@ class Config:
     forwards: tuple[ForwardEntry, ...] = ()
     rules: tuple[RuleEntry, ...] = ()
     jumps: tuple[JumpEntry, ...] = ()
-    warnings: tuple["Problem", ...] = field(default=())
+    warnings: tuple["Problem", ...] = ()
+    sources: Sources = field(default=Sources(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

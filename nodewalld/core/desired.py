@@ -13,6 +13,9 @@ from nodewalld.core.words import Family, Network, Table
 OWN_PREFIX = "NODEWALL-"
 """Every chain with this prefix is ours, and so is whatever stands in it."""
 
+PLACED = "at/"
+"""The tag of a jump at a position in a foreign chain begins with this; no rule in a chain of ours has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:

@@ -265,6 +265,7 @@ class Status:
     last_repair: Event | None = None
     contention: tuple[Contention, ...] = ()
     families: Mapping[Family, State] = field(default_factory=dict)
+    note: str = ""
 
     def sentence(self) -> str:
         """The line of `systemctl status`."""
@@ -273,6 +274,7 @@ class Status:
             rules = f"{self.desired} {'rule' if self.desired == 1 else 'rules'} in force"
         backend = f" ({self.backend.value})" if self.backend else ""
         parts = [f"{self.state.value.capitalize()}: {rules}{backend}"]
+        parts += [self.note] if self.note else []
         parts += [printable(reason) for reason in self.reasons[:1]]
         if len(self.reasons) > 1:
             parts.append(f"{len(self.reasons) - 1} more (nodewallctl status)")
@@ -301,5 +303,6 @@ class Status:
             "repairs": self.repairs,
             "last_repair": self.last_repair and self.last_repair.to_json(),
             "contention": [one.to_json() for one in self.contention],
+            "note": self.note or None,
             "families": {family.value: state.value for family, state in self.families.items()},
         }

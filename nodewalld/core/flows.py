@@ -1,6 +1,7 @@
-"""Which tracked connections a redirect should have caught: nat sees only a flow's first packet.
+"""What a configuration says to one connection, judged as its first packet would be.
 
-Law: a flow is judged as its first packet would be, by what the client dialled, with the content of the sets.
+Law: judged by what the client dialled, with the content of the sets; the same answer as the kernel gives to the
+decisions of [[port]] and the failsafe. `[[rule]]` texts are not judged here.
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from nodewalld.core.words import Family, Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_BY_LINK = {Family.IPV4: "169.254.0.0/16", Family.IPV6: "fe80::/10"}
+_BY_LINK = {Family.IPV4: ipaddress.ip_network("169.254.0.0/16"), Family.IPV6: ipaddress.ip_network("fe80::/10")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Dialled:
     source: Address
     destination: Address
     port: int
-    answering_port: int
+    answering_port: int = 0
 
 
 def wants_flows(decisions: Decisions) -> bool:
@@ -32,21 +33,29 @@ def wants_flows(decisions: Decisions) -> bool:
     return any(j.refusal.action is Action.REDIRECT and j.refusal.enforce for j in decisions.judgements)
 
 
-def refused(decisions: Decisions, flow: Dialled) -> bool:
-    """Whether a redirect refuses this flow, and it doesn't end at the closed port already."""
+def slipped(decisions: Decisions, flow: Dialled) -> bool:
+    """Whether a flow goes on that a redirect should have caught: nat sees only a flow's first packet."""
+    return any(
+        j.refusal.action is Action.REDIRECT and flow.answering_port != j.refusal.redirect_to
+        for j in refusing(decisions, flow)
+    )
+
+
+def refusing(decisions: Decisions, flow: Dialled) -> tuple[Judgement, ...]:
+    """The entries that refuse a flow."""
     sets = dict(decisions.sets)
     if _serves(decisions.failsafe, flow) and _among(decisions.failsafe_sources, flow.source, sets):
-        return False
+        return ()
     own = flow.source.is_loopback or str(flow.source) in decisions.addresses
-    for judgement in decisions.judgements:
-        refusal = judgement.refusal
-        if refusal.action is not Action.REDIRECT or not refusal.enforce or (own and not judgement.from_node):
-            continue
-        if flow.answering_port == refusal.redirect_to or not _serves(judgement.services, flow):
-            continue
-        if _dialled(decisions, judgement, flow.destination) and _denied(judgement, flow.source, sets):
-            return True
-    return False
+    return tuple(
+        judgement
+        for judgement in decisions.judgements
+        if judgement.refusal.enforce
+        and (judgement.from_node or not own)
+        and _serves(judgement.services, flow)
+        and _dialled(decisions, judgement, flow.destination)
+        and _denied(judgement, flow.source, sets)
+    )
 
 
 def _serves(services: Iterable[ProtocolPorts], flow: Dialled) -> bool:
@@ -57,7 +66,7 @@ def _dialled(decisions: Decisions, judgement: Judgement, address: Address) -> bo
     if judgement.dialled is Destination.ANY:
         return True
     if judgement.dialled is Destination.LOCAL:
-        by_link = address in ipaddress.ip_network(_BY_LINK[decisions.family])
+        by_link = address in _BY_LINK[decisions.family]
         return str(address) in decisions.addresses or address.is_loopback or by_link
     return any(address in network for network in judgement.dialled)
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nodewalld.core.config import Place
-from nodewalld.core.desired import OWN_PREFIX, DesiredTable, Line, OwnChain, Placement
+from nodewalld.core.desired import OWN_PREFIX, PLACED, DesiredTable, Line, OwnChain, Placement
 from nodewalld.core.events import Reason
 from nodewalld.core.position import Room, choose, rank, room
 from nodewalld.core.ruletext import Rule, split
@@ -82,6 +82,12 @@ class TablePlan:
         return "\n".join((f"*{self.table}", *self.commands, "COMMIT", ""))
 
 
+def _lives_in_ours(rule: Rule) -> bool:
+    """Whether this is what only a chain of ours holds, whatever its name: a foreign chain may hold nothing but ours."""
+    placed = rule.tag.startswith(PLACED) or (rule.tag.startswith("rule/") and rule.returns)
+    return bool(rule.tag) and not placed
+
+
 def _same_words(written: str, read: str) -> bool:
     return written == read or split(written) == split(read)
 
@@ -133,7 +139,7 @@ def plan(
     for name, places in by_chain.items():
         if not name.startswith(OWN_PREFIX):
             draft.foreign_chain(name, places)
-    draft.stale(chains)
+    draft.stale(wanted_chains(table, desired))
     head = [f":{name} - [0:0]" for name in draft.replaced]
     return TablePlan(
         family,
@@ -210,14 +216,14 @@ class _Draft:
         if self.there(name):
             _ChainPlan(self, name, sorted(standing, key=_our_order)).write()
 
-    def stale(self, chains: Mapping[str, OwnChain]) -> None:
+    def stale(self, wanted: Collection[str]) -> None:
         """Chains of ours that nothing wants, under our prefix or under a name that somebody gave them."""
         names = [
             name
             for name, rules in self.observed.chains.items()
-            if name not in chains
+            if name not in wanted
             and name not in self.table.builtin_chains
-            and (name.startswith(OWN_PREFIX) or (rules and all(rule.tag for rule in rules)))
+            and (name.startswith(OWN_PREFIX) or (rules and all(map(_lives_in_ours, rules))))
         ]
         self.last.extend(f"-F {name}" for name in names)
         self.last.extend(f"-X {name}" for name in names)

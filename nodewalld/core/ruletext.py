@@ -74,6 +74,11 @@ class Rule:
         return next((after for word, after in pairwise(self.words) if word in _JUMPS), "")
 
     @cached_property
+    def returns(self) -> bool:
+        """Whether it ends the chain that it is in: by RETURN or by goto."""
+        return self.target == "RETURN" or "-g" in self.words
+
+    @cached_property
     def comments(self) -> tuple[str, ...]:
         """Every comment of the rule."""
         return tuple(after for word, after in pairwise(self.words) if word == "--comment")

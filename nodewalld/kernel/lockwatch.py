@@ -40,7 +40,10 @@ class _Watcher(Protocol):
 
 
 class LockWatch:
-    """Calls `on_close` from a thread of its own each time somebody closes the lock file."""
+    """Calls `on_close`, from a thread of its own, when somebody has closed the lock file.
+
+    Closes in quick succession may make one call, which then comes after the last of them.
+    """
 
     def __init__(self, on_close: Callable[[], object], path: str = LOCK_FILE) -> None:
         self._on_close = on_close

@@ -149,6 +149,10 @@ class NetlinkSocket:
                 return answer
         raise NetlinkError(errno.EINTR, f"{what} (the ruleset changed during each of {_ATTEMPTS} reads)")
 
+    def send(self, messages: bytes) -> None:
+        """Send something that is not answered (errors are passed over); it is done when this returns."""
+        self._socket.send(messages)
+
     def _ask_once(self, kind: int, flags: int, body: bytes, what: str) -> list[tuple[int, bytes]] | None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:

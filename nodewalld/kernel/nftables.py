@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
 from hashlib import blake2b
+from select import select
 from typing import Self, TypeVar
 
 from nodewalld.core.words import Family
@@ -27,11 +28,13 @@ from nodewalld.kernel.netlink import (
     NETLINK_NETFILTER,
     NFPROTO,
     NLM_F_DUMP,
+    NLM_F_REQUEST,
     U32,
     U64,
     NetlinkError,
     NetlinkSocket,
     attributes,
+    message,
     netfilter_body,
     spans,
     string,
@@ -61,6 +64,8 @@ _RECEIVE_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
 _SO_ATTACH_FILTER = 26
 _ATTEMPTS = 20  # reads of a ruleset that does not stand still
+_SETTLE_LIMIT = 1.0  # seconds to wait for the end of a transaction that counts already
+_EMPTY_BATCH = b"".join(message(kind, NLM_F_REQUEST, 0, struct.pack(">BBH", 0, 0, 10)) for kind in (0x10, 0x11))
 _READ_LIMIT = 1024  # datagrams per read(); more than that and the caller is woken again
 
 T = TypeVar("T")
@@ -190,10 +195,12 @@ def _number(data: bytes, found: dict[int, tuple[int, int]], kind: int) -> int:
 
 
 class NftablesReader:
-    """Reads chains through one socket, kept open; for one thread."""
+    """Reads chains through one socket, kept open, and listens on another; for one thread."""
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket()
+        self._events = GenerationEvents()
+        self._settled: int | None = None
 
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
@@ -246,14 +253,33 @@ class NftablesReader:
         """
         for _ in range(_ATTEMPTS):
             before = self.generation()
+            if before != self._settled:
+                self._settle(before)
             found = read()
             if self.generation() == before:
                 return found
         raise NetlinkError(errno.EINTR, f"{what} (the ruleset changed during each of {_ATTEMPTS} reads)")
 
+    def _settle(self, generation: int) -> None:
+        """Wait for the end of the transaction that made this generation.
+
+        It counts the generation first and takes its deleted rules out of their chains afterwards. A dump meanwhile,
+        which finds its place again by counting, silently loses rules. NEWGEN is sent at the very end.
+        """
+        for _ in range(_ATTEMPTS):
+            heard = self._events.read()
+            if heard.events and (heard.events[-1].generation - generation) & 0xFFFFFFFF < 1 << 31:
+                break  # it, or a later one, in numbers of 32 bits
+            if heard.overflow or self._settled is None or not select([self._events], [], [], _SETTLE_LIMIT)[0]:
+                # Nothing will be heard of it any more: an empty transaction waits until no other is under way.
+                self._netlink.send(_EMPTY_BATCH)
+                break
+        self._settled = generation
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._netlink.close()
+        self._events.close()
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,9 @@ Sources: include/uapi/linux/netfilter/ipset/ip_set.h; ipset(8). hash:net can't h
 """
 
 import errno
+import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -51,6 +53,7 @@ _LENGTH = struct.Struct("=H")
 _CIDR_HEADER = struct.pack("=HH", 5, _CIDR)
 
 _ERR_BUSY = 4100  # IPSET_ERR_BUSY: a rule refers to the set
+_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2)  # while somebody lists a set, the kernel swaps it with no other (EBUSY)
 _SMALLEST = 65536
 SET_TYPE = "hash:net"
 
@@ -88,8 +91,9 @@ class SetHeader:
 class Sets:
     """Reads and replaces ipsets through one socket, kept open, and one program."""
 
-    def __init__(self, run: Callable[..., Result] = run_program) -> None:
+    def __init__(self, run: Callable[..., Result] = run_program, sleep: Callable[[float], object] = time.sleep) -> None:
         self._run = run
+        self._sleep = sleep
         self._netlink = NetlinkSocket()
 
     def names(self) -> tuple[str, ...]:
@@ -141,12 +145,17 @@ class Sets:
         if existing is not None and (existing.type_name, existing.family) != (SET_TYPE, family):
             raise SetTypeConflict(name, existing, str(wanted))
         temporary = temporary_name(name)
-        self.destroy(temporary)
         script = render_swap(name, family, tuple(networks), exists=existing is not None)
-        result = self._run(["ipset", "-exist", "restore"], stdin=script)
-        if result.status != 0:
+        for pause in _PAUSES:
+            self._sleep(pause)
             self.destroy(temporary)
-            raise SetError(f"set {name} could not be loaded: {result.stderr.strip()}")
+            result = self._run(["ipset", "-exist", "restore"], stdin=script)
+            if result.status == 0:
+                return
+            self.destroy(temporary)
+            if os.strerror(errno.EBUSY) not in result.stderr:
+                break
+        raise SetError(f"set {name} could not be loaded: {result.stderr.strip()}")
 
     def destroy(self, name: str) -> bool:
         """Remove a set; False when there was none. Raises SetError while a rule refers to it.
@@ -160,7 +169,7 @@ class Sets:
         except NetlinkError as error:
             if error.errno == errno.ENOENT:
                 return False
-            why = "a rule still refers to it" if error.errno == _ERR_BUSY else str(error)
+            why = "a rule still refers to it, or somebody is listing it" if error.errno == _ERR_BUSY else str(error)
             raise SetError(f"set {name} can't be destroyed: {why}") from error
         return True
 

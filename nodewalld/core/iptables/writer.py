@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nodewalld.core.config import Place, Position
 from nodewalld.core.decide import Decisions
-from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredSet, DesiredTable, Line, OwnChain, Placement
+from nodewalld.core.desired import OWN_PREFIX, PLACED, Desired, DesiredSet, DesiredTable, Line, OwnChain, Placement
 from nodewalld.core.ruletext import join, tag_words
 from nodewalld.core.words import CHAIN_NAME_MAX, Table
 
@@ -30,7 +30,7 @@ def position_chain(table: Table, chain: str, position: Position) -> tuple[str, s
         label = _short(repr(position))
     base = chain if chain in table.builtin_chains else f"in-{chain}"
     suffix = "" if position.place is Place.EARLY else f"-{label}"
-    return chain_name("", base + suffix), f"at/{label}"
+    return chain_name("", base + suffix), f"{PLACED}{label}"
 
 
 def _short(text: str) -> str:

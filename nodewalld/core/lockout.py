@@ -1,0 +1,56 @@
+"""Would a configuration shut the very connection that somebody configures it through?
+
+Law: says what [[port]] entries do to that connection, for certain; a `[[rule]]` may do anything and is not judged.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+
+from nodewalld.core.config import Config
+from nodewalld.core.decide import decide
+from nodewalld.core.environment import Environment
+from nodewalld.core.flows import Dialled, refusing
+from nodewalld.core.words import Family
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Somebody's way in: TCP, from where to which address and port of this node."""
+
+    source: str
+    destination: str
+    port: int
+
+
+def parse_connection(text: str) -> Connection | None:
+    """As sshd leaves it in SSH_CONNECTION: client address and port, server address and port. None if it isn't that."""
+    match text.split():
+        case [source, _, destination, port] if port.isascii() and port.isdigit():
+            addresses = tuple(_plain(address) for address in (source, destination))
+            if all(addresses):
+                return Connection(addresses[0], addresses[1], int(port))
+    return None
+
+
+def _plain(address: str) -> str:
+    """Without a scope id; "" for what is no address."""
+    try:
+        return str(ipaddress.ip_address(address.partition("%")[0]))
+    except ValueError:
+        return ""
+
+
+def lockouts(config: Config, node: Environment, connection: Connection) -> tuple[str, ...]:
+    """A sentence for each entry that would refuse the connection."""
+    source = ipaddress.ip_address(connection.source)
+    family = Family.IPV4 if source.version == 4 else Family.IPV6
+    if family not in config.daemon.families:
+        return ()
+    decisions = decide(config, family, node)
+    dialled = Dialled("tcp", source, ipaddress.ip_address(connection.destination), connection.port)
+    wheres = {f"port/{entry.name}": entry.where for entry in config.ports}
+    return tuple(
+        f"{wheres[j.entry].file}:{wheres[j.entry].line}: {j.entry} would refuse your connection from {source} to port "
+        f"{connection.port} (allow {source}, or keep the port in [failsafe])"
+        for j in refusing(decisions, dialled)
+    )

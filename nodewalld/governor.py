@@ -1,0 +1,279 @@
+"""Which configuration is enforced: the folder's, the last good one, one on trial, or none for a while.
+
+Laws: whatever is asked, it ends in a configuration that was in force before or is in force now. A refusal changes
+nothing. A trial and a pause end by themselves, in this daemon or its successor. What was begun is on the disk before it
+is done.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from nodewalld.configuration.errors import ConfigError
+from nodewalld.configuration.load import load, recall
+from nodewalld.core.config import Config
+from nodewalld.core.events import Event, Kind, duration
+from nodewalld.core.lockout import Connection, lockouts
+from nodewalld.kernel.firewall import FirewallError
+from nodewalld.reconciler import Reconciler
+from nodewalld.reconciler import Refused as KernelRefused
+from nodewalld.service.tenure import Tenure
+from nodewalld.service.wire import Refused
+
+LONGEST = 7 * 24 * 3600.0
+"""The longest trial or pause, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A configuration on trial: what it goes back to, and when (seconds since the boot)."""
+
+    config: Config
+    before: Config
+    until: float
+
+
+class Governor:
+    """Takes what people ask for; for the thread of the loop. Raises wire.Refused, with problems, to say no."""
+
+    def __init__(
+        self, directory: Path, reconciler: Reconciler, tenure: Tenure, record: Callable[[Event], None]
+    ) -> None:
+        self._directory, self._reconciler, self._tenure, self._record = directory, reconciler, tenure, record
+        self.config = Config(str(directory))
+        self.generation = 0
+        self.loaded_at = datetime.now(UTC)
+        self.error = ""
+        self.fallback = ""
+        self.idle = False
+        self.owed = True
+        self.trial: Trial | None = None
+        self.paused_until: float | None = None
+
+    # The start
+
+    def choose(self) -> None:
+        """Decide what to begin with. Raises ConfigError when there is nothing good to enforce."""
+        self.paused_until = self._tenure.pause
+        self.config = self._choose_from_folder()
+        stored = self._tenure.trial
+        if stored is None:
+            return
+        if stored.until > self._tenure.clock():
+            good = self._tenure.good
+            before = recall(good.sources) if good else self.config
+            self.config = recall(stored.sources)
+            self.trial = Trial(self.config, before, stored.until)
+        else:
+            self._tenure.end_trial(confirmed=False)
+            self.config = self._choose_from_folder()
+
+    def _choose_from_folder(self) -> Config:
+        good = self._tenure.good
+        try:
+            config = load(self._directory)
+        except ConfigError as error:
+            if good is None:
+                raise
+            self.error = _in_short(tuple(map(str, error.problems)))
+            self.fallback = f"{self.error}; the last good configuration, of {good.time}, is enforced"
+            return recall(good.sources)
+        if good is not None and self._tenure.is_unconfirmed(config.sources):
+            self.fallback = (
+                f"the configuration in {self._directory} was tried and not confirmed, so the one before it, of "
+                f"{good.time}, is enforced; `nodewallctl reload` takes it all the same"
+            )
+            return recall(good.sources)
+        return config
+
+    def start(self) -> None:
+        """Try to bring the chosen configuration into force; while it is `owed`, `error` tells what is in the way."""
+        self.generation = max(self.generation, 1)
+        if self.paused_until is not None:
+            return
+        self.owed = True
+        try:
+            self._reconciler.enforce(self.config, strict=False)
+        except (FirewallError, KernelRefused, OSError) as error:
+            self.error = str(error)
+            return
+        self.owed = False
+        if not self.fallback:
+            self.error = ""
+        if self._reconciler.in_force and self.trial is None:
+            self._tenure.enforced(self.config.sources)
+
+    # What people ask for
+
+    def reload(self, connection: Connection | None = None) -> dict[str, Any]:
+        """Take the folder's configuration; "warnings" tell what of it shuts the connection that asks."""
+        self._refuse_while_paused()
+        try:
+            config = load(self._directory)
+            changed = self._enforce(config)
+        except (ConfigError, Refused) as refused:
+            problems = refused.problems if isinstance(refused, Refused) else tuple(map(str, refused.problems))
+            self.error = _in_short(problems)
+            self._tell(Kind.REFUSED, f"the configuration was refused, the old rules stand: {self.error}")
+            raise Refused("the configuration was refused; the old rules stand", problems) from refused
+        self._tenure.end_trial(confirmed=True)
+        self._tenure.forgive()
+        self.trial, self.fallback = None, ""
+        self._tenure.enforced(config.sources)
+        self._tell(Kind.RELOAD, "the configuration was reloaded" + ("" if changed else "; nothing had to change"))
+        shut = lockouts(config, self._reconciler.environment(), connection) if connection else ()
+        return {"generation": self.generation, "changed": changed, "warnings": list(shut)}
+
+    def begin_trial(
+        self, directory: Path, seconds: float, connection: Connection | None, *, yes: bool
+    ) -> dict[str, Any]:
+        """Enforce another folder's configuration until it is confirmed, or for so long."""
+        self._refuse_while_paused()
+        if self.trial:
+            raise Refused("a trial is under way already; `nodewallctl confirm` or `nodewallctl revert` ends it")
+        if self.idle:
+            raise Refused("nothing is enforced to go back to; `nodewallctl reload` first")
+        try:
+            config = load(directory)
+        except ConfigError as error:
+            raise Refused("the configuration was refused", tuple(map(str, error.problems))) from error
+        shut = lockouts(config, self._reconciler.environment(), connection) if connection else ()
+        if shut and not yes:
+            raise Refused("this would shut the connection that you are using; `--yes` tries it all the same", shut)
+        before = self.config
+        until = self._tenure.begin_trial(config.sources, seconds)
+        if until is None:
+            raise Refused("the deadline could not be written to the state folder, so no trial was begun")
+        try:
+            self._enforce(config)
+        except Refused:
+            self._tenure.end_trial(confirmed=True)
+            raise
+        self.trial = Trial(config, before, until)
+        self._tell(Kind.RELOAD, f"{directory} is on trial for {duration(seconds * 1000)}, until it is confirmed")
+        return {"generation": self.generation, "until": self._wall(until), "warnings": list(shut)}
+
+    def confirm(self) -> dict[str, Any]:
+        """Keep what is on trial."""
+        trial = self._trial_or_refuse()
+        self._tenure.enforced(trial.config.sources)
+        self._tenure.end_trial(confirmed=True)
+        self.trial, self.fallback, self.error = None, "", ""
+        self._tell(Kind.RELOAD, "the configuration on trial was confirmed")
+        elsewhere = trial.config.path != str(self._directory)
+        note = f"copy it to {self._directory}, or the next reload or restart takes what is there" if elsewhere else ""
+        return {"generation": self.generation, "note": note}
+
+    def revert(self, why: str = "the trial was reverted") -> dict[str, Any]:
+        """Go back to what was enforced before the trial."""
+        trial = self._trial_or_refuse()
+        self._tenure.end_trial(confirmed=False)
+        self.trial = None
+        self._took(trial.before)
+        self.start()
+        self._tell(Kind.RELOAD, f"{why}: the configuration before it is enforced again")
+        return {"generation": self.generation}
+
+    def pause(self, seconds: float) -> dict[str, Any]:
+        """Take the rules out for a while."""
+        if self.trial:
+            raise Refused("a trial is under way; `nodewallctl confirm` or `nodewallctl revert` ends it first")
+        until = self._tenure.begin_pause(seconds)
+        if until is None:
+            raise Refused("the end of the pause could not be written to the state folder, so it was not begun")
+        removed = self._reconciler.remove()
+        self.paused_until = until
+        self._tell(Kind.REMOVE, f"paused for {duration(seconds * 1000)}: {removed['rules']} rules were taken out")
+        return {"until": self._wall(until), "removed": removed}
+
+    def resume(self, why: str = "resumed") -> dict[str, Any]:
+        """End the pause."""
+        if self.paused_until is None:
+            raise Refused("there is no pause")
+        self._tenure.end_pause()
+        self.paused_until = None
+        self.start()
+        self._tell(Kind.RELOAD, f"{why}: the rules are enforced again")
+        return {"generation": self.generation}
+
+    def remove(self) -> dict[str, Any]:
+        """Let go of everything until a reload."""
+        self._tenure.end_pause()
+        self._tenure.end_trial(confirmed=True)
+        self.paused_until, self.trial = None, None
+        removed = self._reconciler.remove()
+        self.idle, self.owed = True, False
+        self._tell(Kind.REMOVE, f"all rules were taken out of the kernel: {removed['rules']} rules")
+        return {"removed": removed}
+
+    # Time
+
+    @property
+    def due(self) -> float:
+        """In how many seconds something ends by itself; infinity when nothing does."""
+        ends = [self.trial.until] if self.trial else []
+        ends += [self.paused_until] if self.paused_until is not None else []
+        return min(ends) - self._tenure.clock() if ends else float("inf")
+
+    def expire(self) -> None:
+        """End what is over."""
+        now = self._tenure.clock()
+        if self.trial and now >= self.trial.until:
+            self.revert("the trial was not confirmed in time")
+        if self.paused_until is not None and now >= self.paused_until:
+            self.resume("the pause is over")
+
+    # Within
+
+    def _enforce(self, config: Config) -> bool:
+        """All or nothing. Raises Refused."""
+        try:
+            changed = self._reconciler.enforce(config)
+        except KernelRefused as error:
+            raise Refused("the kernel refused the configuration; the old rules stand", error.problems) from error
+        except (FirewallError, OSError) as error:
+            raise Refused("the configuration could not be enforced; the old rules stand", (str(error),)) from error
+        self._took(config)
+        return changed
+
+    def _took(self, config: Config) -> None:
+        self.config, self.error, self.idle, self.owed = config, "", False, False
+        self.generation += 1
+        self.loaded_at = datetime.now(UTC)
+
+    def _refuse_while_paused(self) -> None:
+        if self.paused_until is not None:
+            raise Refused(f"paused until {self._wall(self.paused_until)}; `nodewallctl resume` first")
+
+    def _trial_or_refuse(self) -> Trial:
+        if self.trial is None:
+            raise Refused("there is no trial")
+        return self.trial
+
+    def _wall(self, until: float) -> str:
+        end = datetime.now(UTC) + timedelta(seconds=until - self._tenure.clock())
+        return end.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What of the choice itself is worth a person's attention."""
+        told = [self.fallback] if self.fallback else []
+        if self.error and self.owed:
+            told.append(self.error)
+        return tuple(told)
+
+    @property
+    def note(self) -> str:
+        """A sentence about a trial or a pause that is under way."""
+        if self.trial:
+            return f"on trial until {self._wall(self.trial.until)}"
+        return f"paused until {self._wall(self.paused_until)}" if self.paused_until is not None else ""
+
+    def _tell(self, kind: Kind, what: str) -> None:
+        self._record(Event(time=datetime.now(UTC), kind=kind, what=what))
+
+
+def _in_short(problems: tuple[str, ...]) -> str:
+    return problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)"
