@@ -140,8 +140,8 @@ class Story:
         node.run("cat > /run/rules.v4", stdin=capture.read_text())
         node.load(str(_CAPTURE / f"kp126-{self.backend}-3svc"))
         page.say(
-            f"All of it lives in network namespaces; its rules are kube-proxy's own, as a cluster wrote them. "
-            f"They serve NodePort {NODE_PORT} to the world:"
+            "All of it lives in network namespaces. Its rules are as kube-proxy 1.26 wrote them; they serve NodePort "
+            f"{NODE_PORT} to the world:"
         )
         serve(node, "pod1", tcp=[8080])
         serve(node, "pod2", tcp=[8080])

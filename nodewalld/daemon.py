@@ -7,14 +7,12 @@ has the one broad catch of the program: what goes wrong in a pass is told, and t
 
 import contextlib
 import os
-import queue
 import selectors
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,9 @@ from nodewalld import __version__
 from nodewalld.core.environment import Environment
 from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
 from nodewalld.core.lockout import parse_connection
+from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
+from nodewalld.desk import Desk
 from nodewalld.governor import LONGEST, Governor
 from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.links import LinkEvents, Links
@@ -46,11 +46,7 @@ LEGACY_LOOK = 1.0
 """Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
 
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
-_CONTROL_TIMEOUT = 120.0
 _SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
-
-CHANGES = frozenset({"reload", "try", "confirm", "revert", "pause", "resume", "remove"})
-"""Commands that change something: the loop obeys them, one after the other."""
 
 _log = structlog.get_logger(__name__)
 
@@ -79,14 +75,6 @@ class _Clockwork:
         return min(self.resync, self.look, self.retry, self.relink)
 
 
-@dataclass
-class _Asked:
-    """A request that changes something, handed from a control thread to the loop."""
-
-    request: Request
-    answer: Future[Any] = field(default_factory=Future)
-
-
 class Daemon:
     """One daemon: construct, then `run` until SIGTERM. Raises ConfigError at the start, while nothing is changed."""
 
@@ -94,7 +82,7 @@ class Daemon:
         self.folders = folders
         self._notifier = notifier or Notifier()
         self._heart = Heart(self._notifier.watchdog_interval, self._notifier.watchdog)
-        self._history = History()
+        self._history, self._summary = History(), Summary()
         self._links, self._link_events = Links(), LinkEvents()
         state = StateFolder(folders.state)
         self._reconciler = Reconciler(
@@ -103,7 +91,7 @@ class Daemon:
         self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._record)
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
-        self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
+        self._desk = Desk(self._history, lambda: self.status, self._wake_up)
         self._generations: GenerationEvents | None = None
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
@@ -127,13 +115,15 @@ class Daemon:
             self._watch()
             stack.callback(self._unwatch)
             stack.enter_context(self._heart)
-            stack.enter_context(ControlServer(instance, self._handle))
+            stack.enter_context(ControlServer(instance, self._desk.handle))
             self._start()
             while not self._stopping.is_set():
                 self._turn()
             self._notifier.stopping("Stopping; the rules stay in the kernel")
             self._record(_event(Kind.STOP, "stopped; the rules stay in the kernel"))
-            self._refuse_the_rest()
+            for told in self._summary.flush(time.monotonic(), at_once=True):
+                announce(told)
+            self._desk.close()
         return 0
 
     def once(self) -> int:
@@ -178,7 +168,8 @@ class Daemon:
 
     def _turn(self) -> None:
         self._heart.beat()
-        timeout = max(0.0, min(self._due.next - time.monotonic(), self._governor.due))
+        now = time.monotonic()
+        timeout = max(0.0, min(self._due.next - now, self._summary.due - now, self._governor.due))
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         with self._heart.sleeping(timeout):
@@ -206,7 +197,7 @@ class Daemon:
         if wake and self._ready:
             self._reconciler.wake(wake)
         self._obey_signals()
-        self._obey_requests()
+        self._desk.work(self._obey)
         self._keep_time()
 
     def _heard(self, noticed: float) -> Wake | None:
@@ -226,6 +217,8 @@ class Daemon:
     def _keep_time(self) -> None:
         now = time.monotonic()
         due = self._due
+        for told in self._summary.flush(now):
+            announce(told)
         if self._governor.due <= 0:
             self._governor.expire()
         if self._governor.owed and not self._resting:
@@ -331,8 +324,10 @@ class Daemon:
         )
 
     def _record(self, event: Event) -> None:
+        """Every event goes into the history; the journal hears of a flood in short."""
         self._history.add(event)
-        announce(event)
+        for told in self._summary.take(event, time.monotonic()):
+            announce(told)
 
     # What people ask for
 
@@ -356,16 +351,6 @@ class Daemon:
             with contextlib.suppress(Refused):
                 self._reload({})
 
-    def _obey_requests(self) -> None:
-        for asked in self._requests():
-            try:
-                asked.answer.set_result(self._obey(asked.request))
-            except Refused as refused:
-                asked.answer.set_exception(refused)
-            except Exception as error:
-                asked.answer.set_exception(Refused(f"{asked.request.command} failed: {error}"))
-                raise
-
     def _obey(self, request: Request) -> dict[str, Any]:
         args, governor = request.args, self._governor
         match request.command:
@@ -384,42 +369,6 @@ class Daemon:
             "remove": governor.remove,
         }
         return changes[request.command]()
-
-    def _requests(self) -> Iterator[_Asked]:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                yield self._asked.get_nowait()
-
-    def _refuse_the_rest(self) -> None:
-        for asked in self._requests():
-            asked.answer.set_exception(Refused("the daemon is stopping"))
-
-    def _handle(self, request: Request) -> Any:
-        """In a thread of the control socket."""
-        if request.command == "status":
-            return self.status.to_json()
-        if request.command == "history":
-            return self._tell_history(request)
-        if request.command in CHANGES:
-            return self._ask(request)
-        raise Refused(f"there is no command {request.command}")
-
-    def _tell_history(self, request: Request) -> Any:
-        n = request.args.get("n")
-        if n is not None and (not isinstance(n, int) or isinstance(n, bool)):
-            raise Refused("n must be a number")
-        if request.args.get("follow"):
-            return self._history.follow(n)
-        return [event.to_json() for event in self._history.last(n)]
-
-    def _ask(self, request: Request) -> Any:
-        asked = _Asked(request)
-        self._asked.put(asked)
-        self._wake_up()
-        try:
-            return asked.answer.result(_CONTROL_TIMEOUT)
-        except TimeoutError as error:
-            raise Refused(f"{request.command} did not end within {_CONTROL_TIMEOUT:g} s") from error
 
     def _reload(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """systemd hears of a reload's begin and end, whatever comes of it."""

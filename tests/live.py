@@ -35,7 +35,11 @@ def wait_events(
         seen[:] = events(daemon, *kinds)[since:]
         return good(seen)
 
-    wait_for(look, what=what or f"{' or '.join(kinds)} events in {daemon.name}")
+    try:
+        wait_for(look, what=what or f"{' or '.join(kinds)} events in {daemon.name}")
+    except LabError as error:
+        told = "\n".join(event["message"] for event in events(daemon)[-10:])
+        raise LabError(f"{error}\nthe last events:\n{told}") from None
     return seen
 
 

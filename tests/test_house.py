@@ -19,7 +19,9 @@ LAYERS = {
     "service": {"core"},
     "guard": {"core", "kernel"},
     "reconciler": {"core", "kernel", "service", "guard"},
-    "daemon": {"core", "configuration", "kernel", "service", "reconciler"},
+    "governor": {"core", "configuration", "kernel", "service", "reconciler"},
+    "desk": {"core", "service"},
+    "daemon": {"core", "configuration", "kernel", "service", "reconciler", "governor", "desk"},
     "commands": {"core", "configuration", "kernel", "service", "guard", "reconciler", "daemon"},
 }
 

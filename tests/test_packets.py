@@ -339,7 +339,7 @@ def test_a_node_port_is_open_for_the_allowed_only(guarded: Guarded, action: str,
                 "transit of the node": (dial_from("node", family, BEYOND, NODEPORT), OPEN),
             },
         )
-        # Not necessarily refused: between ports of one bridge the kernel sends a reset past nat, from the pod's address.
+        # Not necessarily refused: with br_netfilter the kernel sends a pod's reset past nat, from another address.
         assert answer_to(guarded.node, dial_from("pod1", family, NODE, NODEPORT)).verdict is not OPEN
     expect(guarded.node, {"udp of the same number": (dial(STRANGER, "ipv4", NODE, NODEPORT, "udp"), OPEN)})
 

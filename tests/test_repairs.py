@@ -207,7 +207,10 @@ CASES = {
         ("{tool} -w -t mangle -R " + GATE + " 2 -j ACCEPT",), {("mangle", GATE): {"changed"}}
     ),
     "our chain flushed": Case(("{tool} -w -t mangle -F " + GATE,), {("mangle", GATE): {"flushed"}}),
-    "our chain renamed": Case(("{tool} -w -t mangle -E " + GATE + " RENAMED",), {("mangle", GATE): {"missing"}}),
+    # One event tells of all our chains in a table, by the first: here the one whose jump now leads to RENAMED.
+    "our chain renamed": Case(
+        ("{tool} -w -t mangle -E " + GATE + " RENAMED",), {("mangle", "NODEWALL-PREROUTING"): {"changed"}}
+    ),
     "our chain of a position renamed": Case(
         ("{tool} -w -t mangle -E NODEWALL-PREROUTING RENAMED",), {("mangle", "NODEWALL-PREROUTING"): {"missing"}}
     ),

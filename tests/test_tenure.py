@@ -132,7 +132,7 @@ def test_a_trial_that_shuts_the_way_in_goes_back_by_itself(node: Node, guarded: 
     assert guarded.ctl("try", folder(node, SHUTS_SSH), "--timeout", "10s").returncode == 0
     assert ssh(node) == {Verdict.TIMEOUT}
     wait_for(lambda: ssh(node) == {Verdict.OPEN}, timeout=60, what="the way in to open again")
-    assert guarded.status()["note"] is None
+    wait_for(lambda: guarded.status()["note"] is None, what="the status to forget the trial")
 
 
 def test_a_trial_goes_back_although_the_daemon_was_killed(node: Node, guarded: Daemon) -> None:

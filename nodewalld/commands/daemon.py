@@ -19,9 +19,13 @@ def parser() -> argparse.ArgumentParser:
         description="Holds the rules of /etc/nodewalld in position. Runs in the foreground; systemd's unit starts it.",
         epilog="SIGHUP reloads, SIGTERM stops; the rules stay in the kernel (`nodewallctl remove` takes them out).",
     )
-    result.add_argument("--config", type=Path, default=Path("/etc/nodewalld"), metavar="DIR")
-    result.add_argument("--runtime-dir", type=Path, default=Path("/run/nodewalld"), metavar="DIR")
-    result.add_argument("--state-dir", type=Path, default=Path("/var/lib/nodewalld"), metavar="DIR")
+    for name, folder, text in (
+        ("--config", "/etc/nodewalld", "the configuration folder"),
+        ("--runtime-dir", "/run/nodewalld", "where the daemon listens"),
+        ("--state-dir", "/var/lib/nodewalld", "where the daemon keeps its state"),
+    ):
+        help_ = f"{text} (default {folder})"
+        result.add_argument(name, type=Path, default=Path(folder), metavar="DIR", help=help_)
     result.add_argument("--once", action="store_true", help="enforce, verify and exit")
     result.add_argument("--version", action="version", version=f"nodewalld {__version__}")
     return result
