@@ -4,6 +4,7 @@ Law: nothing is built. What lies in site-packages depends on the hashes in requi
 it is the same on every machine; and it is pure Python, so it serves them all.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -126,12 +127,8 @@ def lock(cache: Path) -> None:
     lines = []
     for path in sorted(folder.iterdir()):
         name, version = re.sub(r"(\.tar\.gz|-py.*\.whl)$", "", path.name).rsplit("-", 1)
-        lines.append(f"{name}=={version} --hash=sha256:{_sha256(path)}\n")
+        lines.append(f"{name}=={version} --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n")
     LOCK.write_text(head + "".join(lines))
-
-
-def _sha256(path: Path) -> str:
-    return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def bill_of_materials(site: Path, version: str, epoch: int) -> str:

@@ -47,7 +47,7 @@ def commands_section(parser: argparse.ArgumentParser) -> str:
         words = [f"**{name}**", *(_bracketed(action) for action in _options(inner, shared))]
         examples = [line for line in (inner.epilog or "").splitlines() if line.startswith("  ")]
         text = [f"## {' '.join(words)}", inner.description or "", "", options_section(inner, shared)]
-        parts.append("\n".join([*text, "```", *(line.strip() for line in examples), "```", ""]))
+        parts.append("\n".join([*text, "Examples:", "", "```", *(line.strip() for line in examples), "```", ""]))
     return "\n".join(parts)
 
 

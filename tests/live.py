@@ -5,6 +5,7 @@ And neighbours: shell scripts of a known name, whose commands the daemon must te
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.daemon import Daemon
@@ -25,14 +26,19 @@ def events(daemon: Daemon, *kinds: str) -> list[dict[str, Any]]:
     return [event for event in ask(daemon, "history") if not kinds or event["kind"] in kinds]
 
 
+def last_time(daemon: Daemon) -> str:
+    """When the newest event was; the history is a ring, so that counting its events would not do."""
+    return str(ask(daemon, "history")[-1]["time"])
+
+
 def wait_events(
-    daemon: Daemon, good: Callable[[list[dict[str, Any]]], object], *kinds: str, since: int = 0, what: str = ""
+    daemon: Daemon, good: Callable[[list[dict[str, Any]]], object], *kinds: str, since: str = "", what: str = ""
 ) -> list[dict[str, Any]]:
-    """Wait until the events of these kinds, without the first `since`, satisfy `good`; return them."""
+    """Wait until the events of these kinds that are newer than `since` satisfy `good`; return them."""
     seen: list[dict[str, Any]] = []
 
     def look() -> object:
-        seen[:] = events(daemon, *kinds)[since:]
+        seen[:] = [event for event in events(daemon, *kinds) if event["time"] > since]
         return good(seen)
 
     try:
@@ -57,6 +63,17 @@ def wait_in_force(daemon: Daemon, *, timeout: float = 10.0) -> None:
     except LabError as error:
         reasons = ask(daemon, "status")["reasons"]
         raise LabError(f"{error}\n{daemon.ctl('plan').stdout}\nreasons: {reasons}") from None
+
+
+def at_rest(daemon: Daemon) -> None:
+    """Wait until it sleeps: one that is stopped in the middle of a pass would hold the xtables lock for ever."""
+
+    def asleep() -> bool:
+        fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0] == "S" and not Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+
+    wait_in_force(daemon)
+    wait_for(asleep, what=f"{daemon.name} to sleep")
 
 
 class Did(NamedTuple):
@@ -93,3 +110,27 @@ def ours(node: Node) -> list[str]:
             saved = node.rules(family, backend=backend).splitlines()
             found += [line for line in saved if "NODEWALL" in line or "nodewalld:" in line]
     return found + node.run(["ipset", "list", "-name"]).stdout.split()
+
+
+def generation(node: Node) -> int:
+    """The number of the last nf_tables transaction in the node."""
+    code = "from nodewalld.kernel.nftables import NftablesReader; print(NftablesReader().generation())"
+    return int(node.run([node.python(), "-c", code]).stdout)
+
+
+class WriteLog:
+    """Tells each commit of a daemon: its iptables-restore programs are found first in `path`, and note their calls."""
+
+    def __init__(self, node: Node) -> None:
+        folder = node.directory / "noting"
+        folder.mkdir()
+        self._log = folder / "log"
+        for tool in TOOLS.values():
+            for backend in ("nft", "legacy"):
+                program = folder / f"{tool}-{backend}-restore"
+                program.write_text(f'#!/bin/sh\necho "$0 $*" >> {self._log}\nexec /usr/sbin/{program.name} "$@"\n')
+                program.chmod(0o755)
+        self.env = {"PATH": f"{folder}:{node.environment()['PATH']}"}
+
+    def __len__(self) -> int:
+        return len(self._log.read_text().splitlines()) if self._log.exists() else 0

@@ -261,8 +261,10 @@ def test_an_open_connection_is_judged_as_a_new_one_is(guarded: Guarded, family: 
 
     strangers = {action: session(STRANGER, 7000 + n) for action, n in ACTIONS.items()}
     friends = {action: session(ALLOWED, 7000 + n) for action, n in ACTIONS.items()}
+    own = {a: Connection(guarded.node, "node", to=(NODE.of(family), 7510 + n)) for a, n in ACTIONS.items()}
     guarded.enforce(EVERYTHING)
     assert [action for action in ACTIONS if strangers[action].alive(timeout=0.3)] == []
+    assert [action for action in ACTIONS if own[action].alive(timeout=0.3)] == []
     assert [action for action in ACTIONS if not friends[action].alive()] == []
 
 

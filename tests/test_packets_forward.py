@@ -1,6 +1,8 @@
 """[[forward]] decides about routed packets: whoever else accepts, wherever the default route leads."""
 
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -67,26 +69,69 @@ def back(family: str, port: int = 7001) -> Probe:
 
 @pytest.mark.parametrize("action", SHUT)
 def test_a_refusal_without_position_holds_below_anybodys_accept(guarded: Guarded, family: str, action: str) -> None:
-    daemon = guarded.enforce(f'[[forward]]\nname = "all"\nin = "eth0"\nout = "eth1"\naction = "{action}"\n')
+    guarded.enforce(f'[[forward]]\nname = "all"\nin = "eth0"\nout = "eth1"\naction = "{action}"\n')
     node = guarded.node
-    foreign = ["-I FORWARD -j ACCEPT", "-t mangle -I FORWARD -j ACCEPT"]
-    wanted = {
-        "tcp": (dial(STRANGER, family, BEYOND, 7001), SHUT[action]),
-        "udp": (dial(STRANGER, family, BEYOND, 7001, "udp"), SHUT[action]),
-        "sctp": (dial(STRANGER, family, BEYOND, 7001, "sctp"), SHUT[action]),
-        "ping": (dial(STRANGER, family, BEYOND, 0, "icmp"), SHUT[action]),
+    shut = {
+        "tcp": dial(STRANGER, family, BEYOND, 7001),
+        "udp": dial(STRANGER, family, BEYOND, 7001, "udp"),
+        "sctp": dial(STRANGER, family, BEYOND, 7001, "sctp"),
+        "ping": dial(STRANGER, family, BEYOND, 0, "icmp"),
+    }
+    others = {
         "replies": (back(family), OPEN),
         "replies, udp": (dial_from("beyond", family, ALLOWED, 7001, "udp"), OPEN),
         "an answer by ICMP": (dial_from("beyond", family, ALLOWED, 7099, "udp"), REFUSED),
         "elsewhere": (dial(STRANGER, family, POD1, 7001), OPEN),
         "to the node": (dial(STRANGER, family, NODE, 7001), OPEN),
     }
-    expect(node, wanted)
+    meant = {name: (probe, SHUT[action]) for name, probe in shut.items()} | others
+    expect(node, meant)
+    foreign = ["-I FORWARD -j ACCEPT", "-t mangle -I FORWARD -j ACCEPT"]
     iptables(node, family, *foreign)
     guarded.settled()
-    daemon.kill9()
-    expect(node, wanted)
+    expect(node, meant)
+    # Where we yield, nobody answers for a reject any more: it is a drop, and no opening.
+    silent = {name: (probe, TIMEOUT) for name, probe in shut.items()} | others
+    iptables(node, family, "-N cali-all", "-A cali-all -j ACCEPT", "-I FORWARD -j cali-all")
+    guarded.settled()
+    assert node.chain("filter", "FORWARD", family)[0] == "-j cali-all"
+    expect(node, silent)
     iptables(node, family, *(rule.replace("-I", "-D") for rule in foreign))
+    iptables(node, family, "-D FORWARD -j cali-all", "-F cali-all", "-X cali-all")
+
+
+_REPLIER = """
+import socket, time
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+server.bind(("::", 7098))
+print("listening", flush=True)
+_, peer = server.recvfrom(100)
+server.connect(peer)
+for _ in range(100):
+    try:
+        server.send(b"to a socket that is closed")
+    except ConnectionRefusedError:
+        print("refused", flush=True)
+        break
+    time.sleep(0.01)
+else:
+    print("silence", flush=True)
+"""
+
+
+def test_icmp_that_a_reply_causes_passes_where_icmp_is_refused(guarded: Guarded, family: str) -> None:
+    entry = '[[forward]]\nname = "{0}"\nin = "eth0"\nprotocol = "{0}"\naction = "drop"\n'
+    guarded.enforce(entry.format("icmp") + entry.format("ipv6-icmp"))
+    node = guarded.node
+    expect(node, {"ping": (dial(STRANGER, family, BEYOND, 0, "icmp"), TIMEOUT)})
+    replier = node.popen([node.python(), "-c", _REPLIER], ns="beyond", log="replier", stdout=subprocess.PIPE)
+    assert replier.stdout
+    assert replier.stdout.readline() == "listening\n"
+    kind = "AF_INET" if family == "ipv4" else "AF_INET6"
+    call = f"socket.socket(socket.{kind}, socket.SOCK_DGRAM).sendto(b'bye', ('{BEYOND.of(family)}', 7098))"
+    node.run([node.python(), "-c", f"import socket; {call}"], ns="client")
+    assert replier.stdout.readline() == "refused\n"
 
 
 @pytest.mark.parametrize("action", SHUT)
@@ -147,7 +192,7 @@ in = "eth0"
 out = "eth1"
 source = {both(ALLOWED)}
 protocol = "tcp"
-ports = [7001]
+ports = [7001, 7009]
 action = "accept"
 """)
     node = guarded.node
@@ -161,6 +206,7 @@ action = "accept"
                 "another source": (dial(STRANGER, family, BEYOND, 7001), TIMEOUT),
                 "another protocol": (dial(ALLOWED, family, BEYOND, 7001, "udp"), TIMEOUT),
                 "against its direction": (back(family), TIMEOUT),
+                "dressed as a reply": (replace(back(family), source_port=7009), TIMEOUT),
             },
         )
         session = Connection(node, "client", source=ALLOWED.of(family), to=(BEYOND.of(family), 7001))

@@ -406,6 +406,32 @@ def test_every_address_that_reaches_the_node_is_judged(calico: Guarded, family: 
     assert len(opened(ALLOWED)) == len(dialled)
 
 
+def test_calicos_pods_reach_the_api_while_its_service_port_is_guarded(laboratory: None, backend: BackendName) -> None:
+    vault = f'[[port]]\nname = "vault"\nports = [31002]\nallow = {both(ALLOWED)}\naction = "reject"\n'
+    with Node(backend, pod_links=("caliabc00000000", "caliabc00001eef")) as node:
+        node.load(CAPTURES / "kp126+felix3264-insert-{backend}-3svc")
+        serve_cluster(node)
+        serve(node, "node", tcp=[443])
+        for family in FAMILIES:  # the captured Felix lets no pod call its own node: as if set to Return
+            last = len(node.chain("filter", "cali-wl-to-host", family))
+            iptables(node, family, f"-D cali-wl-to-host {last}")
+        guarded = Guarded(node)
+        guarded.enforce('[[port]]\nname = "https"\nports = [443, 6443]\n' + vault)
+        guarded.nothing_to_do()
+        for family in FAMILIES:
+            expect(
+                node,
+                {
+                    "the Service of the api": (dial_from("pod1", family, KUBERNETES_SERVICE, 443), OPEN),
+                    "https of the node": (dial_from("pod1", family, NODE, 443), TIMEOUT),
+                    "a pod of another node": (dial(REMOTE_POD, family, POD1, 8080), OPEN),
+                    "NodePort, a pod": (dial_from("pod1", family, NODE, 31002), REFUSED),
+                    "NodePort, a stranger": (dial(STRANGER, family, NODE, 31002), REFUSED),
+                    "NodePort, allowed": (dial(ALLOWED, family, NODE, 31002), OPEN),
+                },
+            )
+
+
 def test_the_node_itself_is_refused_unless_loopback_is_listed(calico: Guarded, family: str) -> None:
     etcd = '[[port]]\nname = "etcd"\nports = [2379]\nfrom_node = true\nallow = {allow}\n'
     nobody, here = (dial_from("node", family, to, 2379) for to in (LOOPBACK, NODE))

@@ -89,6 +89,7 @@ def _check(args: argparse.Namespace, tools: Tools) -> int:
 
 def _content(config: "Config") -> str:
     kinds = (
+        (config.zones, "zone"),
         (config.ports, "port"),
         (config.forwards, "forward"),
         (config.rules, "rule"),

@@ -33,12 +33,11 @@ from nodewalld.configuration.values import (
     protocol_ports,
     resync,
 )
+from nodewalld.configuration.zones import zones
 from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, Where
 from nodewalld.core.words import Backend, Network
 
 _KEYS = ("daemon", "failsafe", "set", "port", "forward", "rule", "jump", "zone", "service")
-
-_LATER = {"zone": "zones come in a later version", "service": "services come in a later version"}
 
 _RESERVED_SETS = (
     "cali4",
@@ -83,7 +82,6 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
     refuse_unknown(top, _KEYS, reading)
-    _refuse_later(top, reading)
     daemon = _daemon(top, reading)
     reading.families = daemon.families
     config = Config(
@@ -95,23 +93,10 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
         forwards=_entries(top, "forward", entries.forward, reading),
         rules=_entries(top, "rule", entries.rule, reading),
         jumps=_entries(top, "jump", entries.jump, reading),
+        zones=zones(top, reading),
         warnings=tuple(reading.warnings),
     )
     return config, tuple(reading.problems)
-
-
-def _refuse_later(top: dict[str, Node], reading: Reading) -> None:
-    for key, message in _LATER.items():
-        for node in _children(top, key):
-            reading.refuse(node, message, "leave it out")
-
-
-def _children(top: dict[str, Node], key: str) -> list[Node]:
-    """The tables under a key, or the value itself that stands in their place."""
-    if key not in top:
-        return []
-    value = top[key].value
-    return list(value.values()) if isinstance(value, dict) and value else [top[key]]
 
 
 def _section(top: dict[str, Node], key: str, keys: Mapping[str, Key], reading: Reading) -> dict[str, Any]:

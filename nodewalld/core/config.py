@@ -191,6 +191,29 @@ class ForwardEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Service:
+    """What a service name stands for: ports, and IP protocols as iptables takes them after -p."""
+
+    ports: tuple[ProtocolPorts, ...] = ()
+    protocols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ZoneEntry:
+    """`[zone.NAME]`: `ports` and `protocols` are all that it allows, services and included zones written out."""
+
+    name: str
+    sources: tuple[Peer, ...]
+    interfaces: tuple[str, ...]
+    ports: tuple[ProtocolPorts, ...]
+    protocols: tuple[str, ...]
+    target: Action
+    log: bool
+    enforce: bool
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
 class RuleEntry:
     """`[[rule]]`: one rule as iptables takes it after `-A CHAIN`; `families` are those it can be written in."""
 
@@ -238,6 +261,7 @@ class Config:
     forwards: tuple[ForwardEntry, ...] = ()
     rules: tuple[RuleEntry, ...] = ()
     jumps: tuple[JumpEntry, ...] = ()
+    zones: tuple[ZoneEntry, ...] = ()
     warnings: tuple["Problem", ...] = ()
     sources: Sources = field(default=Sources(), compare=False)
 

@@ -26,6 +26,7 @@ from nodewalld.core.config import (
     Selector,
     SetRef,
     Where,
+    ZoneEntry,
 )
 from nodewalld.core.environment import Environment
 from nodewalld.core.ruletext import split
@@ -78,6 +79,22 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class ZoneDecision:
+    """A zone: whose packets to this node it judges, what it allows them, and what becomes of the rest.
+
+    `verdict` with action ACCEPT refuses nothing.
+    """
+
+    entry: str
+    name: str
+    sources: tuple[Source, ...]
+    interfaces: tuple[str, ...]
+    ports: tuple[ProtocolPorts, ...]
+    protocols: tuple[str, ...]
+    verdict: Refusal
+
+
+@dataclass(frozen=True, slots=True)
 class Routed:
     """A decision about routed packets of one direction; their replies pass."""
 
@@ -123,6 +140,7 @@ class Decisions:
     failsafe: tuple[ProtocolPorts, ...]
     failsafe_sources: Sources
     judgements: tuple[Judgement, ...]
+    zones: tuple[ZoneDecision, ...]
     routed: tuple[Routed, ...]
     rules: tuple[RawRule, ...]
     jumps: tuple[Reach, ...]
@@ -132,6 +150,11 @@ class Decisions:
     mark: int
     yield_to: tuple[str, ...]
     reasons: tuple[str, ...]
+
+
+def prefix_length(source: Source) -> int:
+    """How closely a zone's source fits: its prefix length; a set counts as a host, and goes before single addresses."""
+    return 129 if source.network is None else source.network.prefixlen
 
 
 def kernel_set_name(name: str, family: Family) -> str:
@@ -161,6 +184,7 @@ class _Decider:
             config.failsafe.ports,
             self._sources(config.failsafe.sources),
             tuple(self._judgement(entry) for entry in config.ports),
+            tuple(self._zone(entry) for entry in config.zones),
             tuple(decision for entry in config.forwards for decision in self._routed(entry)),
             tuple(self._rule(entry) for entry in config.rules if family in entry.families),
             tuple(self._reach(entry) for entry in config.jumps if family in entry.families),
@@ -198,6 +222,12 @@ class _Decider:
         deny, allow = self._items(entry.deny), self._items(entry.allow)
         label, order = f"port/{entry.name}", _order(entry.where)
         return Judgement(label, entry.name, services, dialled, deny, allow, refusal, entry.from_node, order)
+
+    def _zone(self, entry: ZoneEntry) -> ZoneDecision:
+        verdict = Refusal(entry.target, entry.enforce, _log_prefix(entry.name, log=entry.log))
+        sources = self._items(entry.sources)
+        label = f"zone/{entry.name}"
+        return ZoneDecision(label, entry.name, sources, entry.interfaces, entry.ports, entry.protocols, verdict)
 
     def _routed(self, entry: ForwardEntry) -> Iterable[Routed]:
         inside, outside = self._interfaces(entry, entry.inside), self._interfaces(entry, entry.outside)

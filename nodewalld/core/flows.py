@@ -1,7 +1,7 @@
 """What a configuration says to one connection, judged as its first packet would be.
 
 Law: judged by what the client dialled, with the content of the sets; the same answer as the kernel gives to the
-decisions of [[port]] and the failsafe. `[[rule]]` texts are not judged here.
+decisions of [[port]], zones and the failsafe. `[[rule]]` texts are not judged here.
 """
 
 import ipaddress
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nodewalld.core.config import Action, Destination, ProtocolPorts
-from nodewalld.core.decide import Decisions, Judgement, Source, Sources
+from nodewalld.core.decide import Decisions, Judgement, Source, Sources, ZoneDecision, prefix_length
 from nodewalld.core.words import Family, Network
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -56,6 +56,25 @@ def refusing(decisions: Decisions, flow: Dialled) -> tuple[Judgement, ...]:
         and _dialled(decisions, judgement, flow.destination)
         and _denied(judgement, flow.source, sets)
     )
+
+
+def zones_refusing(decisions: Decisions, flow: Dialled) -> tuple[ZoneDecision, ...]:
+    """The zone of a flow's source, if it refuses the flow; without one, every interface's zone that would."""
+    sets = dict(decisions.sets)
+    local = str(flow.destination) in decisions.addresses or flow.destination in _BY_LINK[decisions.family]
+    if not local or (_serves(decisions.failsafe, flow) and _among(decisions.failsafe_sources, flow.source, sets)):
+        return ()
+    members = [(source, zone) for zone in decisions.zones for source in zone.sources]
+    held = [(source, zone) for source, zone in members if _holds((source,), flow.source, sets)]
+    if held:
+        candidates: tuple[ZoneDecision, ...] = (max(held, key=lambda pair: prefix_length(pair[0]))[1],)
+    else:
+        candidates = tuple(zone for zone in decisions.zones if zone.interfaces)
+    return tuple(zone for zone in candidates if _refuses(zone, flow))
+
+
+def _refuses(zone: ZoneDecision, flow: Dialled) -> bool:
+    return zone.verdict.enforce and zone.verdict.action is not Action.ACCEPT and not _serves(zone.ports, flow)
 
 
 def _serves(services: Iterable[ProtocolPorts], flow: Dialled) -> bool:

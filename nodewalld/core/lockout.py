@@ -1,6 +1,6 @@
 """Would a configuration shut the very connection that somebody configures it through?
 
-Law: says what [[port]] entries do to that connection, for certain; a `[[rule]]` may do anything and is not judged.
+Law: says what [[port]] entries and zones do to that connection, for certain; a `[[rule]]` may do anything and is not judged.
 """
 
 import ipaddress
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from nodewalld.core.config import Config
 from nodewalld.core.decide import decide
 from nodewalld.core.environment import Environment
-from nodewalld.core.flows import Dialled, refusing
+from nodewalld.core.flows import Dialled, refusing, zones_refusing
 from nodewalld.core.words import Family
 
 
@@ -49,8 +49,11 @@ def lockouts(config: Config, node: Environment, connection: Connection) -> tuple
     decisions = decide(config, family, node)
     dialled = Dialled("tcp", source, ipaddress.ip_address(connection.destination), connection.port)
     wheres = {f"port/{entry.name}": entry.where for entry in config.ports}
+    wheres |= {f"zone/{entry.name}": entry.where for entry in config.zones}
+    found = [(j.entry, f"allow {source}") for j in refusing(decisions, dialled)]
+    found += [(z.entry, f'ports = ["{connection.port}/tcp"]') for z in zones_refusing(decisions, dialled)]
     return tuple(
-        f"{wheres[j.entry].file}:{wheres[j.entry].line}: {j.entry} would refuse your connection from {source} to port "
-        f"{connection.port} (allow {source}, or keep the port in [failsafe])"
-        for j in refusing(decisions, dialled)
+        f"{wheres[entry].file}:{wheres[entry].line}: {entry} would refuse your connection from {source} to port "
+        f"{connection.port} ({cure}, or keep the port in [failsafe])"
+        for entry, cure in found
     )

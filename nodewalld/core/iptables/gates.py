@@ -1,4 +1,4 @@
-"""[[port]]: the gates that judge what a client dialled.
+"""[[port]] and zones: the gates that judge what a client dialled.
 
 Laws: a refusal is judged twice: in mangle PREROUTING as it was dialled, and again in mangle INPUT and FORWARD, where no
 neighbour writes, by what conntrack says was dialled (by what it dials, if nothing rewrote it). Nothing depends on NEW:
@@ -25,6 +25,7 @@ from nodewalld.core.iptables.matches import (
     source_words,
 )
 from nodewalld.core.iptables.writer import EARLY, OURS, Writer, chain_name
+from nodewalld.core.iptables.zones import ZONES, ZONES_ORIGIN, write_zones
 from nodewalld.core.words import Table
 
 
@@ -38,20 +39,26 @@ class Gates:
         others = [j for j in judgements if j.refusal.action is not Action.REDIRECT]
         self.first = redirects if table is Table.NAT else others
         self.second = [] if table is Table.NAT else list(judgements)
+        self.zones = () if table is Table.NAT else writer.decisions.zones
 
     def _add(self, chain: str, *parts: Sequence[str], entry: str = "ports") -> None:
         self.writer.add(self.table, chain, entry, *parts)
 
     def write(self) -> None:
         """Write every gate that has something to judge."""
-        self._by_dialled("PREROUTING", self.first, "dialled", (("-i", "lo", "-j", "RETURN"),))
-        self._by_dialled("OUTPUT", [j for j in self.first if j.from_node], "own", ())
-        if self.second:
+        if self.first or self.zones:
+            self._by_dialled("PREROUTING", self.first, "dialled", (("-i", "lo", "-j", "RETURN"),), zones=True)
+        from_node = [j for j in self.first if j.from_node]
+        if from_node:
+            self._by_dialled("OUTPUT", from_node, "own", ())
+        if self.second or self.zones:
             self._input()
             self._forward()
             self._origin()
         for judgement in {j.entry: j for j in (*self.first, *self.second)}.values():
             self._judge(judgement)
+        if self.zones:
+            write_zones(self.writer, self.zones)
 
     def _gate(self, chain: str) -> str:
         gate = chain_name("gate", chain)
@@ -66,7 +73,7 @@ class Gates:
                 words = source_words(source) if source else ()
                 self._add(chain, *_ordered(words, match), ("-j", "RETURN"), entry="failsafe")
 
-    def _dispatch(self, chain: str, judgements: Sequence[Judgement], target: str = "") -> None:
+    def _dispatch(self, chain: str, judgements: Sequence[Judgement], target: str = "", *, zones: bool = False) -> None:
         """By the port that the packet dials now; `target` other than "" is where local destinations are sorted."""
         for j in judgements:
             if j.dialled is Destination.LOCAL:
@@ -74,7 +81,8 @@ class Gates:
             for match, address in product(port_words(j.services), self._addresses(j)):
                 self._add(chain, address, match, ("-j", chain_name("p", j.name)), entry=j.entry)
         local = [j for j in judgements if j.dialled is Destination.LOCAL]
-        if not local:
+        zones = zones and bool(self.zones)
+        if not local and not zones:
             return
         if target:
             for match in local_words(self.writer.family):
@@ -85,6 +93,8 @@ class Gates:
         for j in local:
             for match in port_words(j.services):
                 self._add(target or chain, match, ("-j", chain_name("p", j.name)), entry=j.entry)
+        if zones:
+            self._add(target or chain, ("-j", ZONES))
 
     @staticmethod
     def _addresses(j: Judgement) -> Sequence[Sequence[str]]:
@@ -93,16 +103,20 @@ class Gates:
         return [("-d", str(network)) for network in j.dialled]
 
     def _by_dialled(
-        self, hook: str, judgements: Sequence[Judgement], sorter: str, head: Sequence[Sequence[str]]
+        self,
+        hook: str,
+        judgements: Sequence[Judgement],
+        sorter: str,
+        head: Sequence[Sequence[str]],
+        *,
+        zones: bool = False,
     ) -> None:
-        if not judgements:
-            return
         gate = self._gate(hook)
         for words in head:
             self._add(gate, words)
         self._add(gate, REPLY, ("-j", "RETURN"))
         self._failsafe(gate, port_words(self.writer.decisions.failsafe))
-        self._dispatch(gate, judgements, chain_name("", sorter))
+        self._dispatch(gate, judgements, chain_name("", sorter), zones=zones)
 
     def _input(self) -> None:
         gate = self._gate("INPUT")
@@ -110,7 +124,7 @@ class Gates:
         self._add(gate, REPLY, ("-j", "RETURN"))
         self._add(gate, DNAT, ("-g", chain_name("", "origin")))
         self._failsafe(gate, port_words(self.writer.decisions.failsafe))
-        self._dispatch(gate, self.second)
+        self._dispatch(gate, self.second, zones=True)
 
     def _forward(self) -> None:
         gate = self._gate("FORWARD")
@@ -136,7 +150,9 @@ class Gates:
                     for network in j.dialled:
                         match = origin_words(service, ("--ctorigdst", str(network)))
                         self._add(chain, match, judge, entry=j.entry)
-        if any(j.dialled is Destination.LOCAL for j in self.second):
+        if self.zones:
+            self._add(local_chain, ("-j", ZONES_ORIGIN))
+        if self.zones or any(j.dialled is Destination.LOCAL for j in self.second):
             for address in own_addresses(self.writer.decisions):
                 self._add(chain, ("-m", "conntrack", "--ctorigdst", address), ("-g", local_chain))
 

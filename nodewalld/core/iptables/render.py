@@ -39,14 +39,12 @@ def render(decisions: Decisions) -> Desired:
 
 def _write_rejects(writer: Writer) -> None:
     """What is marked in mangle is rejected in filter, and dropped behind it if filter let it pass."""
-    judged = any(j.refusal.action is Action.REJECT and j.refusal.enforce for j in writer.decisions.judgements)
-    routed = any(
-        r.verdict.action is Action.REJECT and r.position is None and r.verdict.enforce for r in writer.decisions.routed
-    )
-    if not judged and not routed:
+    d = writer.decisions
+    marking = [j.refusal for j in d.judgements] + [zone.verdict for zone in d.zones]
+    marking += [r.verdict for r in d.routed if r.position is None]
+    if not any(refusal.action is Action.REJECT and refusal.enforce for refusal in marking):
         return
-    mark = writer.decisions.mark
-    marked = ("-m", "mark", "--mark", f"{mark:#x}/{mark:#x}")
+    marked = ("-m", "mark", "--mark", f"{d.mark:#x}/{d.mark:#x}")
     reject = chain_name("", "reject")
     for hook in Table.FILTER.builtin_chains:
         chain = writer.chain_at(Table.FILTER, hook, EARLY, OURS, "reject")
