@@ -1,6 +1,7 @@
 """Would a configuration shut the very connection that somebody configures it through?
 
-Law: says what [[port]] entries and zones do to that connection, for certain; a `[[rule]]` may do anything and is not judged.
+Law: what [[port]] entries and zones do to that connection is said for certain; a `[[rule]]` may do anything, and is not
+judged.
 """
 
 import ipaddress

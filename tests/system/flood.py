@@ -1,0 +1,55 @@
+"""Sends to guarded and open ports of the machine without a pause, and counts what arrives; runs on the machine itself.
+
+`flood.py receive FILE PORT...` binds UDP ports in both families and keeps the counts in FILE;
+`flood.py send ADDRESS PORT...` sends to each port every millisecond.
+"""
+
+import json
+import selectors
+import socket
+import sys
+import time
+from pathlib import Path
+
+
+def receive(file: Path, ports: list[int]) -> None:
+    """Count for ever."""
+    counts = dict.fromkeys(ports, 0)
+    selector = selectors.DefaultSelector()
+    for port in ports:
+        listener = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(("::", port))
+        listener.setblocking(False)
+        selector.register(listener, selectors.EVENT_READ, port)
+    while True:
+        for key, _ in selector.select(0.05):
+            try:
+                while key.fileobj.recv(64):
+                    counts[key.data] += 1
+            except BlockingIOError:
+                pass
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(counts))
+        fresh.rename(file)
+
+
+def send(address: str, ports: list[int]) -> None:
+    """Send for ever."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sender = socket.socket(family, socket.SOCK_DGRAM)
+    while True:
+        for port in ports:
+            try:
+                sender.sendto(b"x", (address, port))
+            except OSError:
+                pass
+        time.sleep(0.001)
+
+
+if __name__ == "__main__":
+    what, where, *numbers = sys.argv[1:]
+    if what == "receive":
+        receive(Path(where), list(map(int, numbers)))
+    else:
+        send(where, list(map(int, numbers)))

@@ -1,0 +1,152 @@
+"""A machine whose ports are guarded, and a peer that tries them: what several system tests ask for."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from booted import HOST, Machine, wait_for
+
+FLOOD = Path(__file__).with_name("flood.py")
+UNIT = "nodewalld.service"
+DROPPED, REJECTED, REDIRECTED, ALLOWED, OPEN = 31002, 31003, 31004, 31005, 31009
+
+CONFIG = """
+[daemon]
+backend = "{backend}"
+
+[set.friends]
+entries = ["10.99.0.0/24", "fd99::/64"]
+
+[set.nobody]
+entries = ["192.0.2.1", "2001:db8::1"]
+
+[[port]]
+name = "dropped"
+ports = [31002]
+protocol = ["tcp", "udp"]
+allow = ["@nobody"]
+
+[[port]]
+name = "rejected"
+ports = [31003]
+protocol = ["tcp", "udp"]
+action = "reject"
+
+[[port]]
+name = "redirected"
+ports = [31004]
+action = "redirect"
+
+[[port]]
+name = "allowed"
+ports = [31005]
+protocol = ["tcp", "udp"]
+allow = ["@friends"]
+
+[[forward]]
+name = "routed"
+in = "up0"
+source = "!@friends"
+action = "reject"
+
+[[rule]]
+name = "text"
+table = "filter"
+chain = "INPUT"
+rule = "-p tcp --dport 31006 -m set --match-set nobody src -j REJECT --reject-with tcp-reset"
+
+[[jump]]
+name = "docker-user"
+table = "filter"
+from = "FORWARD"
+to = "DOCKER-USER"
+"""
+
+# Prints "open", "refused" or "silent".
+_PROBE = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+probe = socket.socket(family)
+probe.settimeout(0.4)
+try:
+    probe.connect((sys.argv[1], int(sys.argv[2])))
+    print("open")
+except ConnectionRefusedError:
+    print("refused")
+except (TimeoutError, OSError):
+    print("silent")
+"""
+_LISTEN = """
+import socket, sys, time
+for port in map(int, sys.argv[1:]):
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+    globals()[f"listener{port}"] = listener
+time.sleep(1000)
+"""
+
+
+def guard(machine: Machine, backend: str = "nft") -> None:
+    """Put the configuration in force, as a person does it: edit, check, reload."""
+    machine.path("/etc/nodewalld/nodewalld.toml").write_text(CONFIG.format(backend=backend))
+    machine.run("nodewallctl check")
+    machine.run(f"systemctl reload {UNIT}")
+
+
+def listen(machine: Machine) -> None:
+    """Answer TCP on all ports of the configuration."""
+    machine.path("/root/listen.py").write_text(_LISTEN)
+    ports = f"{DROPPED} {REJECTED} {REDIRECTED} {ALLOWED} {OPEN}"
+    machine.run(f"systemd-run -q --unit=listen /usr/bin/python3 /root/listen.py {ports}")
+    wait_for(lambda: probe(machine, "127.0.0.1", OPEN, "") == "open", what="a listener")
+
+
+def probe(machine: Machine, address: str, port: int, enter: str = "ip netns exec peer ") -> str:
+    """What becomes of a connection from the peer: "open", "refused" or "silent"."""
+    machine.path("/root/probe.py").write_text(_PROBE)
+    return machine.run(f"{enter}python3 /root/probe.py {address} {port}").stdout.strip()
+
+
+@contextmanager
+def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
+    """UDP from the peer, a thousand times a second to a dropped and an open port, in both families; the counts so far."""
+    script = machine.put(FLOOD)
+    machine.run(f"systemd-run -q --unit=flood-in /usr/bin/python3 {script} receive /run/flood.json {DROPPED} {OPEN}")
+    wait_for(machine.path("/run/flood.json").exists, what="the receiver")
+    for family, address in HOST.items():
+        enter = "-p NetworkNamespacePath=/run/netns/peer"
+        command = f"/usr/bin/python3 {script} send {address} {DROPPED} {OPEN}"
+        machine.run(f"systemd-run -q --unit=flood-{family} {enter} {command}")
+
+    def counts() -> dict[str, int]:
+        return dict(json.loads(machine.path("/run/flood.json").read_text()))
+
+    wait_for(lambda: counts()[str(OPEN)] > 100, what="the flood")
+    yield counts
+    seen = counts()[str(OPEN)]
+    wait_for(lambda: counts()[str(OPEN)] > seen + 100, what="the flood's end")  # it had gone on all the time
+    machine.run("systemctl stop flood-ipv4 flood-ipv6 flood-in")
+
+
+def main_pid(machine: Machine) -> int:
+    """The daemon's pid, on the machine."""
+    return int(machine.property(UNIT, "MainPID"))
+
+
+def wait_until_back(machine: Machine, old: int, timeout: float) -> float:
+    """Until another process than `old` is READY; how long it took."""
+    began = time.monotonic()
+    wait_for(
+        lambda: machine.property(UNIT, "SubState") == "running" and main_pid(machine) not in {0, old},
+        timeout,
+        "the daemon's return",
+    )
+    return time.monotonic() - began
+
+
+def rules(machine: Machine, backend: str = "nft") -> str:
+    """Both families' rules without counters, and the sets."""
+    tools = (f"iptables-{backend}-save", f"ip6tables-{backend}-save", "ipset save")
+    text = machine.run("; ".join(tools)).stdout
+    return "\n".join(line for line in text.splitlines() if not line.startswith(("#", ":")))

@@ -1,0 +1,166 @@
+"""The unit on a booted machine: it is ready before the network, hardened, reloads visibly, and comes back by itself."""
+
+import pytest
+from booted import HOST, Machine, wait_for
+from guarded import (
+    ALLOWED,
+    DROPPED,
+    OPEN,
+    REDIRECTED,
+    REJECTED,
+    UNIT,
+    flood,
+    guard,
+    listen,
+    main_pid,
+    probe,
+    rules,
+    wait_until_back,
+)
+
+BACK_WITHIN = 2.0
+WATCHDOG = 15.0
+EXPOSURE = 23  # tenths
+
+
+def test_it_boots_enabled_before_the_network_and_systemd_has_nothing_to_say(machine: Machine) -> None:
+    assert machine.run("systemctl is-system-running").stdout.strip() == "running"
+    assert machine.property(UNIT, "ActiveState") == "active"
+    ready = int(machine.property(UNIT, "ActiveEnterTimestampMonotonic"))
+    assert ready <= int(machine.property("network-pre.target", "ActiveEnterTimestampMonotonic"))
+    verified = machine.run(f"systemd-analyze verify --man=no {UNIT}")
+    assert verified.stdout + verified.stderr == ""
+
+
+def test_status_is_a_sentence_that_says_how_it_is(machine: Machine) -> None:
+    guard(machine)
+    shown = machine.run(f"systemctl status {UNIT}").stdout
+    assert 'Status: "Enforcing' in shown, shown
+    assert machine.run("nodewallctl status").returncode == 0
+
+
+def test_its_exposure_is_low(machine: Machine) -> None:
+    done = machine.run(
+        f"systemd-analyze security --no-pager --offline=yes --threshold={EXPOSURE} /usr/lib/systemd/system/{UNIT}",
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_rules_of_every_kind_are_in_force_under_the_hardened_unit(machine: Machine, backend: str) -> None:
+    for tool in ("iptables", "ip6tables"):
+        machine.run(f"update-alternatives --set {tool} /usr/sbin/{tool}-{backend}")
+    machine.add_peer()
+    listen(machine)
+    guard(machine, backend)
+    assert machine.run("nodewallctl status --json").returncode == 0
+    for address in HOST.values():
+        outcomes = {port: probe(machine, address, port) for port in (DROPPED, REJECTED, REDIRECTED, ALLOWED, OPEN)}
+        assert outcomes == {
+            DROPPED: "silent",
+            REJECTED: "refused",
+            REDIRECTED: "refused",
+            ALLOWED: "open",
+            OPEN: "open",
+        }, address
+    text = rules(machine, backend)
+    assert text.count("tcp-reset") >= 2
+    assert "add friends-v6 fd99::/64" in text
+    # What another program takes away comes back, in both families, without a word from anybody.
+    for tool in ("iptables", "ip6tables"):
+        machine.run(f"{tool}-{backend} -w -t mangle -F PREROUTING")
+    wait_for(lambda: rules(machine, backend) == text, what="the repair")
+    assert not [entry for entry in machine.journal(f"-u {UNIT} -p err")]
+
+
+def test_a_good_reload_is_waited_for_and_a_bad_one_fails_visibly(machine: Machine) -> None:
+    guard(machine)
+    before, pid = rules(machine), main_pid(machine)
+    good = machine.path("/etc/nodewalld/nodewalld.toml").read_text()
+    machine.path("/etc/nodewalld/nodewalld.toml").write_text(good.replace("ports = [31002]", "ports = [99999]"))
+    done = machine.run(f"systemctl reload {UNIT}", check=False)
+    assert done.returncode != 0
+    assert machine.property(UNIT, "ActiveState") == "active"
+    assert rules(machine) == before
+    told = machine.journal("NODEWALLD_KIND=refused")[-1]
+    assert "nodewalld.toml:" in told["MESSAGE"]
+    assert told["_SYSTEMD_UNIT"] == UNIT
+    status = machine.run(f"systemctl status {UNIT}", check=False).stdout
+    assert "nodewalld.toml" in status, status
+
+    machine.path("/etc/nodewalld/nodewalld.toml").write_text(good.replace("31002", "31012"))
+    machine.run(f"systemctl reload {UNIT}")
+    assert "31012" in rules(machine)
+    assert main_pid(machine) == pid
+    assert machine.property(UNIT, "NRestarts") == "0"
+
+
+def test_killed_it_is_back_at_once_and_its_rules_were_never_absent(machine: Machine) -> None:
+    guard(machine)
+    machine.add_peer()
+    with flood(machine) as counts:
+        pid = main_pid(machine)
+        machine.run(f"kill -9 {pid}")
+        took = wait_until_back(machine, pid, 10)
+    assert took < BACK_WITHIN
+    assert counts()[str(DROPPED)] == 0
+
+
+def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_back(bookworm: Machine) -> None:
+    guard(bookworm)
+    bookworm.add_peer()
+    with flood(bookworm) as counts:
+        pid = main_pid(bookworm)
+        bookworm.run(f"kill -STOP {pid}")
+        wait_until_back(bookworm, pid, WATCHDOG + 10)
+    assert counts()[str(DROPPED)] == 0
+    messages = [entry["MESSAGE"] for entry in bookworm.journal(f"-u {UNIT}")]
+    assert any("Watchdog timeout" in message for message in messages)
+    # What it hung in is in the journal, by faulthandler.
+    assert any("most recent call first" in message for message in messages)
+
+
+def test_stopped_its_rules_stay_and_started_again_nothing_is_touched(bookworm: Machine) -> None:
+    guard(bookworm)
+    before = rules(bookworm)
+    bookworm.run(f"systemctl stop {UNIT}")
+    assert rules(bookworm) == before
+    assert bookworm.run("nodewallctl status", check=False).returncode == 4
+    bookworm.run(f"systemctl start {UNIT}")
+    assert rules(bookworm) == before
+
+
+def test_a_boot_with_a_broken_file_and_no_good_one_fails_with_the_reason(bookworm: Machine) -> None:
+    bookworm.run(f"systemctl stop {UNIT}; rm -rf /var/lib/nodewalld/*")
+    bookworm.path("/etc/nodewalld/nodewalld.toml").write_text("[[port]]\nname = 3\n")
+    before = rules(bookworm)
+    assert bookworm.run(f"systemctl start {UNIT}", check=False).returncode != 0
+    shown = bookworm.show(UNIT, "ActiveState", "ExecMainStatus", "NRestarts")
+    assert shown == {"ActiveState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}
+    assert rules(bookworm) == before
+    assert any("nodewalld.toml:2" in entry["MESSAGE"] for entry in bookworm.journal(f"-u {UNIT}"))
+
+
+def test_the_journal_says_who_did_it_in_fields_and_explains_itself(machine: Machine) -> None:
+    guard(machine)
+    machine.run("systemd-run -q --wait --unit=vandal /bin/sh -c 'iptables -w -t mangle -F PREROUTING; true'")
+    [entry] = wait_for(lambda: machine.journal("NODEWALLD_KIND=repair"), what="the repair's entry")
+    assert entry["_SYSTEMD_UNIT"] == UNIT
+    assert entry["NODEWALLD_TABLE"] == "mangle"
+    assert entry["NODEWALLD_CHAIN"] == "PREROUTING"
+    assert entry["NODEWALLD_FAMILY"] == "ipv4"
+    assert entry["NODEWALLD_REASON"] in {"missing", "flushed"}
+    assert entry["NODEWALLD_BY_COMM"] == "iptables"
+    assert int(entry["NODEWALLD_BY_PID"]) > 1
+    assert int(entry["NODEWALLD_EXPOSED_USEC"]) > 0
+    assert "in force again" in machine.run("journalctl --no-pager -x NODEWALLD_KIND=repair").stdout
+
+
+def test_other_programs_processes_can_be_seen_from_the_sandbox(machine: Machine) -> None:
+    """ProtectProc=invisible would hide who had started the tool that changed a rule."""
+    pid = main_pid(machine)
+    machine.run("systemd-run -q --unit=bystander /bin/sleep 1000")
+    other = machine.property("bystander.service", "MainPID")
+    seen = f"setpriv --bounding-set=-all,+net_admin,+net_raw --inh-caps=-all cat /proc/{other}/stat /proc/locks"
+    assert "(sleep)" in machine.run(f"nsenter -t {pid} -m {seen}").stdout
