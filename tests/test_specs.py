@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
+from lab import node as layout
 from lab.daemon import Daemon
-from lab.node import BackendName, Node, wait_for
+from lab.node import FAMILIES, Node, wait_for
+from lab.traffic import Probe, connect_all
 from live import TOOLS, WriteLog, ask, events, generation, in_force
 
 pytestmark = pytest.mark.kernel
@@ -214,5 +216,14 @@ def foreign_writes(node: Node) -> int:
 
 
 def packets(node: Node) -> None:
-    """Some traffic, so that counters, quotas and limits are in use."""
-    node.run("ping -q -c 3 -i 0.01 -W 0.1 127.0.0.1; ping -q -c 3 -i 0.01 -W 0.1 10.90.0.254; :")
+    """Some traffic, so that counters, quotas, limits and lists of addresses are in use."""
+    addresses = [(layout.LOOPBACK, "node"), (layout.NODE, "client"), (layout.BEYOND, "client")]
+    probes = [
+        Probe(ns, (address.of(family), port), protocol=protocol)
+        for address, ns in addresses
+        for family in FAMILIES
+        for protocol, port in (("tcp", 22), ("udp", 53), ("udp", 9))
+    ]
+    connect_all(node, probes, timeout=0.05)
+    counted = node.run("iptables-save -c | grep NODEWALL").stdout.splitlines()
+    assert any(line.startswith("[") and not line.startswith("[0:0]") for line in counted)
