@@ -60,6 +60,7 @@ class Guard:
         self.desired = Desired(self.family, {}, (), ())
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
+        self.made: set[tuple[Table, str]] = set()
         self.pacer = Pacer()
         self._clock = clock
         self._tables: dict[Table, _TableState] = {table: _TableState() for table in Table}
@@ -154,6 +155,7 @@ class Guard:
                 return Settled(table, tuple(changes), done, commits)
             changes.extend(c for c in planned.changes if c not in changes)
             self.own_pids.add(self.firewall.commit(planned.script))
+            self.made |= {(table, command[3:]) for command in planned.commands if command.startswith("-N ")}
             stamp = self.firewall.stamp()
             clean = stamp == 0 or stamp == before + 1
             done, commits = self._clock(), commits + 1

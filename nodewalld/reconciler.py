@@ -15,27 +15,27 @@ from pathlib import Path
 
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
-from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredSet, merge
+from nodewalld.core.desired import Desired, merge
 from nodewalld.core.environment import Environment
 from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason
 from nodewalld.core.flows import Dialled, slipped, wants_flows
 from nodewalld.core.iptables.render import render
-from nodewalld.core.plan import Change, Learned
+from nodewalld.core.plan import Change
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import ORDER, Guard, Settled
+from nodewalld.keeper import SetKeeper
 from nodewalld.kernel import backends
 from nodewalld.kernel.conntrack import Conntrack, Flow
 from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall
 from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.process import ProgramError
-from nodewalld.kernel.sets import SET_TYPE, SetError, Sets
+from nodewalld.kernel.sets import SetError
+from nodewalld.memory import Memory
+from nodewalld.removal import remove_rules
 from nodewalld.service.state import StateFolder
 
 LOCK_TIMEOUT = 10.0
 """Seconds to wait for somebody else's xtables lock before saying so and trying again."""
-
-_DESTROY_ATTEMPTS = 50
-_PRINTS, _OWNED = "prints", "owned"
 
 
 class Refused(Exception):
@@ -63,6 +63,11 @@ class _World:
     guards: dict[Family, Guard]
     decisions: dict[Family, Decisions] = field(default_factory=dict)
 
+    @property
+    def sets(self) -> frozenset[str]:
+        """The names of the kernel sets that are needed."""
+        return frozenset(entry.name for guard in self.guards.values() for entry in guard.desired.sets)
+
 
 class Reconciler:
     """See the module. For one thread; `record` takes every event."""
@@ -77,16 +82,15 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.environment = environment
-        self._state = state
         self._runtime_dir = runtime_dir
         self._record = record
         self._clock = clock
         self._world: _World | None = None
         self._env = Environment()
-        self._sound = self._sets_sound = clock()
-        self._set_errors: dict[str, str] = {}
+        self._sound = clock()
+        self._memory = Memory(state)
+        self._keeper = SetKeeper(self._memory, clock)
         self._takers: dict[tuple[Family, Table, str], Culprit | None] = {}
-        self._sets = Sets()
         self._conntrack = Conntrack()
         self.config: Config | None = None
 
@@ -133,7 +137,7 @@ class Reconciler:
     def reasons(self) -> tuple[str, ...]:
         """Why not everything is in force as meant; empty when it is."""
         families = self._world.guards if self._world else ()
-        return (*self._set_errors.values(), *(r for family in families for r in self.family_reasons(family)))
+        return (*self._keeper.errors.values(), *(r for family in families for r in self.family_reasons(family)))
 
     def contention(self) -> tuple[Contention, ...]:
         """Who takes a place of ours back again and again, and what would end it."""
@@ -160,7 +164,7 @@ class Reconciler:
         """Whether every rule that can be written stands right."""
         return (
             self._world is not None
-            and not self._set_errors
+            and not self._keeper.errors
             and not any(guard.errors for guard in self._world.guards.values())
         )
 
@@ -185,7 +189,7 @@ class Reconciler:
         to go back to) each table is brought as far as it goes, and `reasons` tell the rest.
         """
         self._env = self.environment()
-        wanted = choose_backend(config, self._state)
+        wanted = choose_backend(config, self._memory)
         world = self._world
         if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
             world = self._open(wanted, config.daemon.families, world)
@@ -194,13 +198,13 @@ class Reconciler:
         old, self._world, self.config = self._world, world, config
         if old is not None and old is not world:
             self._leave(old, world)
-        self._drop_sets(world)
-        self._state.write("backend", {"backend": world.backend.value})
+        self._keeper.drop_all_but(world.sets)
+        self._memory.backend = world.backend
         self._cut_flows()
         return changed
 
     def _open(self, backend: Backend, families: Iterable[Family], old: _World | None) -> _World:
-        prints = load_prints(self._state, backend)
+        prints = self._memory.prints(backend)
         guards = {}
         for family in families:
             kept = old.guards.get(family) if old and old.backend is backend else None
@@ -218,16 +222,16 @@ class Reconciler:
         both = {family: merge(old[family], new[family]) for family in new}
         commits = 0
         try:
-            self._sync_sets([entry for desired in both.values() for entry in desired.sets], strict=strict)
+            self._keeper.sync([entry for desired in both.values() for entry in desired.sets], strict=strict)
             for phase in (both, new) if both != new else (new,):
                 commits += self._settle_all(world, phase, strict=strict)
         except (FirewallError, SetError, ProgramError, OSError) as error:
             self._settle_all(world, old, strict=False)
-            self._sync_sets([e for desired in old.values() for e in desired.sets], strict=False)
+            self._keeper.sync([e for desired in old.values() for e in desired.sets], strict=False)
             world.decisions = old_decisions
             raise Refused([str(error)]) from error
         world.decisions = dict(decisions)
-        self._save_prints(world)
+        self._remember(world)
         return bool(commits)
 
     def _settle_all(self, world: _World, phase: Mapping[Family, Desired], *, strict: bool) -> int:
@@ -252,6 +256,11 @@ class Reconciler:
                 if error.busy:
                     break
         return commits
+
+    def _remember(self, world: _World) -> None:
+        self._memory.keep_prints(world.backend, {family: guard.learned for family, guard in world.guards.items()})
+        made = [(world.backend, family, *made) for family, guard in world.guards.items() for made in guard.made]
+        self._memory.keep_made(made)
 
     def _leave(self, old: _World, new: _World) -> None:
         """Take our rules out of guards that are no longer used (another backend, a family given up)."""
@@ -283,7 +292,7 @@ class Reconciler:
                 repairs.extend(self._tell(guard, settled, wake))
         if repairs:
             repairs = self._with_flows(repairs)
-            self._save_prints(self._world)
+            self._remember(self._world)
         if not any(guard.errors for guard in self._world.guards.values()):
             self._sound = started
         for event in repairs:
@@ -298,7 +307,8 @@ class Reconciler:
             shown = backends.evidence()
             if shown and shown[0] is not self._world.backend:
                 self._follow(self.config, *shown)
-        repairs = list(self._check_sets())
+        wanted = [entry for guard in self._world.guards.values() for entry in guard.desired.sets]
+        repairs = list(self._keeper.sync(wanted, strict=False))
         wake = Wake(self._sound, exact=False)
         for guard in self._world.guards.values():
             for table in ORDER:
@@ -335,7 +345,7 @@ class Reconciler:
         decisions = {family: decide(self.config, family, now) for family in self._world.guards}
         if decisions != self._world.decisions:
             self._move(self._world, decisions, strict=False)
-            self._drop_sets(self._world)
+            self._keeper.drop_all_but(self._world.sets)
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
@@ -387,100 +397,6 @@ class Reconciler:
                     cut += 1
         return cut
 
-    # Sets
-
-    def _sync_sets(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
-        """Make and fill sets; returns a repair for each that was there before and had lost its content."""
-        wanted = tuple(wanted)
-        owned, started = self._owned_sets(), self._clock()
-        self._set_errors.clear()
-        events = []
-        for entry in wanted:
-            try:
-                change = self._sync_set(entry)
-            except (SetError, ProgramError, OSError) as error:
-                if strict:
-                    raise
-                self._set_errors[entry.name] = str(error)
-                continue
-            if change and entry.name in owned:
-                events.append(self._set_event(entry, change))
-        names = {entry.name for entry in wanted}
-        if not names <= owned:
-            self._state.write(_OWNED, {"sets": sorted(owned | names)})
-        if not self._set_errors:
-            self._sets_sound = started
-        return tuple(events)
-
-    def _sync_set(self, entry: DesiredSet) -> Change | None:
-        """Bring one set to its content; what was wrong, or None."""
-        header, subject = self._sets.header(entry.name), f"the set {entry.name}"
-        if header is None:
-            change = Change(entry.name, Reason.MISSING, subject, "was not there")
-        elif header.type_name == SET_TYPE and self._sets.holds(entry.name, entry.networks):
-            return None
-        else:
-            reason = Reason.CHANGED if header.size else Reason.FLUSHED
-            change = Change(entry.name, reason, subject, "did not hold what it should")
-        self._sets.replace(entry.name, entry.family, entry.networks)
-        return change
-
-    def _destroy(self, name: str) -> bool:
-        """Whether a set is gone. nft frees deleted rules late, so a set may be busy for some milliseconds more."""
-        for _ in range(_DESTROY_ATTEMPTS):
-            try:
-                self._sets.destroy(name)
-            except SetError:
-                time.sleep(0.01)
-            else:
-                return True
-        return False
-
-    def _check_sets(self) -> tuple[Event, ...]:
-        world = self._world
-        if world is None:
-            return ()
-        wanted = [entry for guard in world.guards.values() for entry in guard.desired.sets]
-        return self._sync_sets(wanted, strict=False)
-
-    def _set_event(self, entry: DesiredSet, change: Change) -> Event:
-        return Event(
-            time=datetime.now(UTC),
-            kind=Kind.REPAIR,
-            what=f"filled {change.subject} again",
-            family=entry.family,
-            chain=entry.name,
-            reason=change.reason,
-            entries=(f"set/{entry.name.removesuffix('-v6')}",),
-            exposed_ms=round((self._clock() - self._sets_sound) * 1000, 3),
-        )
-
-    def _drop_sets(self, world: _World) -> None:
-        """Destroy sets of ours that nothing needs any more."""
-        owned = self._owned_sets()
-        wanted = {entry.name for guard in world.guards.values() for entry in guard.desired.sets}
-        gone = {name for name in owned - wanted if self._destroy(name)}
-        if gone:
-            self._state.write(_OWNED, {"sets": sorted(owned - gone)})
-
-    def _owned_sets(self) -> frozenset[str]:
-        names = (self._state.read(_OWNED) or {}).get("sets", [])
-        return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
-
-    # What the kernel's tool makes of our texts
-
-    def _save_prints(self, world: _World) -> None:
-        now = {
-            family.value: {
-                table.value: {key: [digest, list(lines)] for key, (digest, lines) in learned.prints.items()}
-                for table, learned in guard.learned.items()
-            }
-            for family, guard in world.guards.items()
-        }
-        stored = self._state.read(_PRINTS) or {}
-        if stored.get(world.backend.value) != now:
-            self._state.write(_PRINTS, {**stored, world.backend.value: now})
-
     # Taking it all out
 
     def remove(self) -> dict[str, int]:
@@ -489,31 +405,19 @@ class Reconciler:
             for guard in self._world.guards.values():
                 guard.firewall.close()
             self._world = None
-        removed = {"rules": 0, "chains": 0, "sets": 0}
-        for backend in Backend:
-            for family in Family:
-                firewall = self._firewall(family, backend)
-                _remove_rules(firewall, removed)
-                firewall.close()
-        for name in sorted(self._owned_sets()):
-            removed["sets"] += int(self._destroy(name))
-        self._state.remove(_OWNED)
-        self._state.remove(_PRINTS)
-        self._set_errors.clear()
+        removed = remove_rules(self._firewall, self._memory.made)
+        removed["sets"] = self._keeper.drop_all_but(())
+        self._keeper.errors.clear()
+        self._memory.forget()
         return removed
 
 
-def choose_backend(config: Config, state: StateFolder) -> Backend:
+def choose_backend(config: Config, memory: Memory) -> Backend:
     """The configured backend, else the neighbours', else the one used last, else the one of `iptables`."""
     if config.daemon.backend:
         return config.daemon.backend
     shown = backends.evidence()
-    if shown:
-        return shown[0]
-    known = (state.read("backend") or {}).get("backend")
-    if known in set(Backend):
-        return Backend(known)
-    return backends.of_tool()
+    return shown[0] if shown else memory.backend or backends.of_tool()
 
 
 def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewall:
@@ -521,31 +425,6 @@ def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewa
     if backend is Backend.NFT:
         return NftFirewall(family, NftablesReader())
     return LegacyFirewall(family, runtime_dir / "xtables.lock", LOCK_TIMEOUT)
-
-
-def load_prints(state: StateFolder, backend: Backend) -> dict[Family, dict[Table, Learned]]:
-    """What the state folder remembers of how the kernel's tool prints our texts."""
-    stored = (state.read(_PRINTS) or {}).get(backend.value)
-    prints: dict[Family, dict[Table, Learned]] = {}
-    for family in Family:
-        tables = stored.get(family.value) if isinstance(stored, dict) else None
-        if isinstance(tables, dict):
-            prints[family] = {Table(t): _learned(v) for t, v in tables.items() if t in set(Table)}
-    return prints
-
-
-def _remove_rules(firewall: Firewall, removed: dict[str, int]) -> None:
-    guard = Guard(firewall)
-    for table in ORDER:
-        try:
-            observed = firewall.observe_all(table)
-            guard.wrote(table, (name for name, rules in observed.chains.items() if any(r.tag for r in rules)))
-            settled = guard.settle(table, everything=True)
-        except (FirewallError, OSError):
-            continue  # a table, family or backend that this kernel doesn't have holds nothing of ours
-        if settled.commits:
-            removed["rules"] += sum(1 for rules in observed.chains.values() for rule in rules if rule.tag)
-            removed["chains"] += sum(1 for name in observed.chains if name.startswith(OWN_PREFIX))
 
 
 def _empty(family: Family) -> Desired:
@@ -564,16 +443,6 @@ def _subjects(changes: list[Change]) -> str:
     if len(changes) == 1:
         return changes[0].subject
     return f"{changes[0].subject} and {len(changes) - 1} more"
-
-
-def _learned(value: object) -> Learned:
-    """As stored; whatever isn't of that form is left out and learned anew."""
-    prints = {}
-    for key, entry in value.items() if isinstance(value, dict) else ():
-        match entry:
-            case [str(digest), [*lines]] if all(isinstance(line, str) for line in lines):
-                prints[key] = (digest, tuple(lines))
-    return Learned(prints)
 
 
 def _dialled(flow: Flow) -> Dialled:

@@ -18,11 +18,14 @@ LAYERS = {
     "kernel": {"core"},
     "service": {"core"},
     "guard": {"core", "kernel"},
-    "reconciler": {"core", "kernel", "service", "guard"},
+    "memory": {"core", "service"},
+    "keeper": {"core", "kernel", "memory"},
+    "removal": {"core", "kernel", "guard", "memory"},
+    "reconciler": {"core", "kernel", "service", "guard", "memory", "keeper", "removal"},
     "governor": {"core", "configuration", "kernel", "service", "reconciler"},
     "desk": {"core", "service"},
     "daemon": {"core", "configuration", "kernel", "service", "reconciler", "governor", "desk"},
-    "commands": {"core", "configuration", "kernel", "service", "guard", "reconciler", "daemon"},
+    "commands": {"core", "configuration", "kernel", "service", "guard", "memory", "reconciler", "daemon"},
 }
 
 # What touches the world stays out of the core, and each third-party library stays at its adapter.

@@ -19,7 +19,8 @@ from nodewalld.kernel import backends, trial
 from nodewalld.kernel.firewall import FirewallError
 from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
-from nodewalld.reconciler import Reconciler, choose_backend, load_prints, open_firewall
+from nodewalld.memory import Memory
+from nodewalld.reconciler import Reconciler, choose_backend, open_firewall
 from nodewalld.service.state import StateFolder
 
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
@@ -84,10 +85,10 @@ def _somewhere(config: Config) -> Environment:
 
 def plan(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
     """What enforcing a configuration would change in the kernel now."""
-    config, state = load(config_dir), StateFolder(state_dir)
+    config, memory = load(config_dir), Memory(StateFolder(state_dir))
     changes: list[dict[str, Any]] = []
-    backend = choose_backend(config, state)
-    prints = load_prints(state, backend)
+    backend = choose_backend(config, memory)
+    prints = memory.prints(backend)
     for family, wanted in desired(config, environment()).items():
         changes.extend(_set_changes(wanted))
         firewall = open_firewall(family, backend, state_dir)
@@ -143,13 +144,13 @@ def _set_changes(wanted: Desired) -> Iterator[dict[str, Any]]:
 
 def show(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
     """Our rules as the kernel holds them now, in packet order, with their counters."""
-    config, state = load(config_dir), StateFolder(state_dir)
-    backend = choose_backend(config, state)
+    config, memory = load(config_dir), Memory(StateFolder(state_dir))
+    backend = choose_backend(config, memory)
     rows: list[dict[str, Any]] = []
     for family in config.daemon.families:
         firewall = open_firewall(family, backend, state_dir)
         for table in Table:
-            if firewall.own_chains(table) or table in load_prints(state, backend).get(family, {}):
+            if firewall.own_chains(table) or table in memory.prints(backend).get(family, {}):
                 with firewall.exclusive():
                     rows.extend(_rows(family, table, firewall.counters(table)))
         firewall.close()

@@ -1,0 +1,94 @@
+"""Keeps the content of our ipsets. The kernel tells of no change, so they are looked at when somebody asks.
+
+Law: a set is replaced whole, by a swap; one that rules refer to is never seen empty or half full.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+
+from nodewalld.core.desired import DesiredSet
+from nodewalld.core.events import Event, Kind, Reason
+from nodewalld.core.plan import Change
+from nodewalld.kernel.process import ProgramError
+from nodewalld.kernel.sets import SET_TYPE, SetError, Sets
+from nodewalld.memory import Memory
+
+_DESTROY_ATTEMPTS = 50
+
+
+class SetKeeper:
+    """The sets of both families. `errors` tell, by set, what could not be loaded at the last try."""
+
+    def __init__(self, memory: Memory, clock: Callable[[], float] = time.monotonic) -> None:
+        self._memory, self._clock = memory, clock
+        self._sets = Sets()
+        self._sound = clock()
+        self.errors: dict[str, str] = {}
+
+    def sync(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
+        """Make and fill sets; returns a repair for each that was there before and had lost its content.
+
+        Strict: raises SetError, ProgramError or OSError at the first that fails. Otherwise `errors` tell.
+        """
+        wanted = tuple(wanted)
+        owned, started = self._memory.sets, self._clock()
+        self.errors.clear()
+        repairs = []
+        for entry in wanted:
+            try:
+                change = self._sync_one(entry)
+            except (SetError, ProgramError, OSError) as error:
+                if strict:
+                    raise
+                self.errors[entry.name] = str(error)
+                continue
+            if change and entry.name in owned:
+                repairs.append(self._repair(entry, change))
+        self._memory.keep_sets(owned | {entry.name for entry in wanted})
+        if not self.errors:
+            self._sound = started
+        return tuple(repairs)
+
+    def _sync_one(self, entry: DesiredSet) -> Change | None:
+        """Bring one set to its content; what was wrong, or None."""
+        header, subject = self._sets.header(entry.name), f"the set {entry.name}"
+        if header is None:
+            change = Change(entry.name, Reason.MISSING, subject, "was not there")
+        elif header.type_name == SET_TYPE and self._sets.holds(entry.name, entry.networks):
+            return None
+        else:
+            reason = Reason.CHANGED if header.size else Reason.FLUSHED
+            change = Change(entry.name, reason, subject, "did not hold what it should")
+        self._sets.replace(entry.name, entry.family, entry.networks)
+        return change
+
+    def _repair(self, entry: DesiredSet, change: Change) -> Event:
+        return Event(
+            time=datetime.now(UTC),
+            kind=Kind.REPAIR,
+            what=f"filled {change.subject} again",
+            family=entry.family,
+            chain=entry.name,
+            reason=change.reason,
+            entries=(f"set/{entry.name.removesuffix('-v6')}",),
+            exposed_ms=round((self._clock() - self._sound) * 1000, 3),
+        )
+
+    def drop_all_but(self, wanted: Iterable[str]) -> int:
+        """Destroy the sets of ours that nothing needs any more; returns how many."""
+        owned = self._memory.sets
+        gone = {name for name in owned - set(wanted) if self._destroy(name)}
+        self._memory.keep_sets(owned - gone)
+        return len(gone)
+
+    def _destroy(self, name: str) -> bool:
+        """Whether a set is gone. nft frees deleted rules late, so a set may be busy for some milliseconds more."""
+        for _ in range(_DESTROY_ATTEMPTS):
+            try:
+                self._sets.destroy(name)
+            except SetError:
+                time.sleep(0.01)
+            else:
+                return True
+        return False

@@ -1,0 +1,69 @@
+"""`remove` takes out what is ours, in both backends, and what was made for us; and nothing else."""
+
+import pytest
+
+from lab.daemon import Daemon
+from lab.node import Node
+
+pytestmark = pytest.mark.kernel
+
+CONFIG = """
+[set.office]
+entries = ["192.0.2.1"]
+
+[[port]]
+name = "a"
+ports = [31002]
+allow = ["@office"]
+action = "reject"
+
+[[rule]]
+name = "back"
+table = "filter"
+chain = "FORWARD"
+rule = "-p icmp -j RETURN"
+
+[[jump]]
+name = "docker-user"
+table = "filter"
+from = "FORWARD"
+to = "DOCKER-USER"
+"""
+
+
+def ours(node: Node) -> list[str]:
+    text = node.rules("ipv4") + node.rules("ipv6") + node.run(["ipset", "list", "-name"]).stdout
+    words = ("NODEWALL", "nodewalld", "office", "DOCKER-USER")
+    return [line for line in text.splitlines() if any(word in line for word in words)]
+
+
+def test_nothing_of_ours_is_left(node: Node) -> None:
+    before = node.snapshot()
+    daemon = Daemon(node, CONFIG).wait_ready()
+    assert ours(node)
+    assert daemon.ctl("remove").returncode == 0
+    assert ours(node) == []
+    assert node.snapshot() == before
+    assert daemon.status()["state"] == "idle"
+
+
+def test_without_a_daemon_as_well(node: Node) -> None:
+    daemon = Daemon(node, CONFIG).wait_ready()
+    daemon.stop()
+    assert daemon.ctl("remove").returncode == 0
+    assert ours(node) == []
+
+
+def test_a_chain_that_others_have_begun_to_use_stays_reachable(node: Node) -> None:
+    daemon = Daemon(node, CONFIG).wait_ready()
+    node.run("iptables -A DOCKER-USER -s 192.0.2.9 -j DROP")
+    daemon.ctl("remove")
+    assert node.chain("filter", "DOCKER-USER") == ["-s 192.0.2.9/32 -j DROP"]
+    assert node.chain("filter", "FORWARD") == ["-j DOCKER-USER"]
+
+
+def test_a_chain_that_was_there_before_us_stays(node: Node) -> None:
+    node.run("iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER")
+    daemon = Daemon(node, CONFIG).wait_ready()
+    daemon.ctl("remove")
+    assert node.chain("filter", "FORWARD") == ["-j DOCKER-USER"]
