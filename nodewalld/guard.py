@@ -5,6 +5,7 @@ can't be written harms no other. Nothing is remembered of the kernel but the fin
 its tool prints what we wrote.
 """
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,17 @@ from dataclasses import dataclass, field
 from nodewalld.core.desired import Desired, DesiredTable
 from nodewalld.core.events import Reason
 from nodewalld.core.pacing import Pacer
-from nodewalld.core.plan import Change, Learned, Observed, TablePlan, plan, read_back, stray_targets, wanted_chains
+from nodewalld.core.plan import (
+    Change,
+    Learned,
+    Observed,
+    TablePlan,
+    plan,
+    read_back,
+    shallow_chains,
+    stray_targets,
+    wanted_chains,
+)
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
 
@@ -23,17 +34,23 @@ ANCHOR_PATIENCE = 1.0
 """Seconds for which a vanished anchor moves nothing downwards: its owner may be about to put it back."""
 
 _ATTEMPTS = 4
+_RESTLESS_PAUSE = 0.1  # seconds until another try, should no event come
+_FLEETING = 3.0  # seconds for which others' haste is no news
 _CLEAN_ATTEMPTS = 3  # then what is read is believed, though others were writing all the time
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """How one table ended: what was wrong, when it was right again (monotonic seconds), how often we wrote."""
+    """How one table ended: what was wrong, when it was right again (monotonic seconds), how often we wrote.
+
+    `restless`: others wrote as fast as we did, so it was right after each of our commits, but not at our last look.
+    """
 
     table: Table
     changes: tuple[Change, ...]
     done: float
     commits: int
+    restless: bool = False
 
 
 @dataclass
@@ -42,6 +59,8 @@ class _TableState:
     plan: TablePlan | None = None
     error: str = ""
     busy: bool = False
+    fleeting: bool = False
+    failing_since: float = 0.0
     vanished: dict[str, float] = field(default_factory=dict)
     withheld: tuple[str, ...] = ()
 
@@ -87,6 +106,8 @@ class Guard:
                 times += [since + ANCHOR_PATIENCE for since in state.vanished.values()]
             now = self._clock()
             times += [now + self.pacer.wait((table, chain), now) for chain in state.withheld]
+            if state.fleeting:
+                times.append(now + _RESTLESS_PAUSE)
         return min(times)
 
     def _is_held(self, table: Table) -> bool:
@@ -112,19 +133,27 @@ class Guard:
             with self.firewall.exclusive():
                 settled = self._settle(table, state, everything=everything)
         except OSError as error:
-            self._failed(table, str(error), busy=False)
-            raise FirewallError(str(error)) from error
+            restless = error.errno == errno.EINTR  # the ruleset changed during every read
+            failure = FirewallError(str(error), busy=restless, fleeting=restless)
+            self._failed(table, failure)
+            raise failure from error
         except FirewallError as error:
-            self._failed(table, str(error), busy=error.busy)
+            self._failed(table, error)
             raise
-        state.error, state.busy = "", False
+        if settled.restless:
+            words = f"others write to table {table} faster than it can be settled"
+            self._failed(table, FirewallError(words, busy=True, fleeting=True))
+        else:
+            state.error, state.busy, state.fleeting = "", False, False
         return settled
 
-    def _failed(self, table: Table, error: str, *, busy: bool) -> None:
+    def _failed(self, table: Table, error: FirewallError) -> None:
         """Remember why; the table is tried again when it changes, and when `suspects` are."""
         state = self._tables[table]
-        state.error, state.busy = error, busy
-        state.fingerprint = self._fingerprint(table) if table in self.desired.tables else None
+        if not state.error:
+            state.failing_since = self._clock()
+        state.error, state.busy, state.fleeting = str(error), error.busy, error.fleeting
+        state.fingerprint = None if error.fleeting or table not in self.desired.tables else self._fingerprint(table)
 
     def preview(self, table: Table) -> TablePlan:
         """What `settle` would do to a table, without doing it."""
@@ -162,7 +191,8 @@ class Guard:
             for change in planned.changes if not everything else ():
                 if change.reason is Reason.DISPLACED:
                     self.pacer.moved((table, change.chain), done)
-        raise FirewallError(f"table {table} did not stay as it was written", busy=True)
+        state.fingerprint = None
+        return Settled(table, tuple(changes), done, commits, restless=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:
         """Take it that something of ours may stand in these chains."""
@@ -182,9 +212,10 @@ class Guard:
         return tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
 
     def _observe(self, table: Table, names: frozenset[str]) -> Observed:
-        observed = self.firewall.observe(table, names)
+        shallow = shallow_chains(self.desired.tables.get(table, DesiredTable()))
+        observed = self.firewall.observe(table, names, shallow)
         strays = stray_targets(observed)
-        return self.firewall.observe(table, names | strays) if strays else observed
+        return self.firewall.observe(table, names | strays, shallow) if strays else observed
 
     def _learn(self, table: Table, desired: DesiredTable, observed: Observed) -> None:
         self.learned[table] = Learned(dict(read_back(table, desired, observed)))
@@ -215,14 +246,26 @@ class Guard:
         return (*self.desired.reasons, *waits, *put_off)
 
     @property
-    def errors(self) -> tuple[tuple[Table, str, bool], ...]:
-        """Tables that could not be settled: which, why, and whether others were only busy."""
-        states = ((t, self._tables[t]) for t in self._used())
-        return tuple((t, s.error, s.busy) for t, s in states if s.error)
+    def errors(self) -> tuple[tuple[Table, str], ...]:
+        """Tables that could not be settled, and why; what is over in a moment is told when it isn't."""
+        now, states = self._clock(), ((t, self._tables[t]) for t in self._used())
+        return tuple(
+            (t, s.error) for t, s in states if s.error and (not s.fleeting or now - s.failing_since > _FLEETING)
+        )
+
+    @property
+    def failing(self) -> frozenset[Table]:
+        """All tables that could not be settled."""
+        return frozenset(table for table in self._used() if self._tables[table].error)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a table could not be settled only because others were writing."""
+        return any(self._tables[table].busy for table in self.failing)
 
     def broken(self) -> frozenset[Table]:
         """Tables that failed before anything new was asked of them: all, where not a single one works."""
-        failed = {table for table, _, _ in self.errors}
+        failed = self.failing
         return frozenset(Table if failed and failed == set(self._used()) else failed)
 
     @property

@@ -29,23 +29,29 @@ class SetKeeper:
     def sync(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
         """Make and fill sets; returns a repair for each that was there before and had lost its content.
 
-        Strict: raises SetError, ProgramError or OSError at the first that fails. Otherwise `errors` tell.
+        Strict: raises SetError, ProgramError or OSError at the first that fails and did not fail before. Otherwise
+        `errors` tell.
         """
         wanted = tuple(wanted)
         owned, started = self._memory.sets, self._clock()
+        broken = frozenset(self.errors)
         self.errors.clear()
-        repairs = []
-        for entry in wanted:
-            try:
-                change = self._sync_one(entry)
-            except (SetError, ProgramError, OSError) as error:
-                if strict:
-                    raise
-                self.errors[entry.name] = str(error)
-                continue
-            if change and entry.name in owned:
-                repairs.append(self._repair(entry, change))
-        self._memory.keep_sets(owned | {entry.name for entry in wanted})
+        repairs, made = [], set()
+        try:
+            for entry in wanted:
+                try:
+                    change = self._sync_one(entry)
+                except (SetError, ProgramError, OSError) as error:
+                    if strict and entry.name not in broken:
+                        raise
+                    self.errors[entry.name] = str(error)
+                    continue
+                made.add(entry.name)
+                if change and entry.name in owned:
+                    repairs.append(self._repair(entry, change))
+        finally:
+            # A set that could not be made may be somebody else's, and is never ours to destroy.
+            self._memory.keep_sets(owned | made)
         if not self.errors:
             self._sound = started
         return tuple(repairs)
@@ -77,8 +83,9 @@ class SetKeeper:
 
     def drop_all_but(self, wanted: Iterable[str]) -> int:
         """Destroy the sets of ours that nothing needs any more; returns how many."""
-        owned = self._memory.sets
-        gone = {name for name in owned - set(wanted) if self._destroy(name)}
+        owned, kept = self._memory.sets, frozenset(wanted)
+        self.errors = {name: error for name, error in self.errors.items() if name in kept}
+        gone = {name for name in owned - kept if self._destroy(name)}
         self._memory.keep_sets(owned - gone)
         return len(gone)
 

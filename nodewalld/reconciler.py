@@ -130,7 +130,7 @@ class Reconciler:
         if self._world is None or family not in self._world.guards:
             return ()
         guard = self._world.guards[family]
-        errors = (f"{table}: {error}" for table, error, _ in guard.errors)
+        errors = (f"{table}: {error}" for table, error in guard.errors)
         return tuple(f"{family}: {text}" for text in dict.fromkeys((*errors, *guard.unmet)))
 
     @property
@@ -165,14 +165,14 @@ class Reconciler:
         return (
             self._world is not None
             and not self._keeper.errors
-            and not any(guard.errors for guard in self._world.guards.values())
+            and not any(guard.failing for guard in self._world.guards.values())
         )
 
     @property
     def blocked(self) -> bool:
         """Whether something failed only because others were writing."""
         guards = self._world.guards.values() if self._world else ()
-        return any(busy for guard in guards for _, _, busy in guard.errors)
+        return any(guard.busy for guard in guards)
 
     @property
     def due(self) -> float:
@@ -228,6 +228,7 @@ class Reconciler:
         except (FirewallError, SetError, ProgramError, OSError) as error:
             self._settle_all(world, old, strict=False)
             self._keeper.sync([e for desired in old.values() for e in desired.sets], strict=False)
+            self._keeper.drop_all_but(world.sets | (self._world.sets if self._world else frozenset()))
             world.decisions = old_decisions
             raise Refused([str(error)]) from error
         world.decisions = dict(decisions)
@@ -293,7 +294,7 @@ class Reconciler:
         if repairs:
             repairs = self._with_flows(repairs)
             self._remember(self._world)
-        if not any(guard.errors for guard in self._world.guards.values()):
+        if not any(guard.failing for guard in self._world.guards.values()):
             self._sound = started
         for event in repairs:
             self._record(event)

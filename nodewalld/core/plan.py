@@ -109,6 +109,13 @@ def wanted_chains(table: Table, desired: DesiredTable) -> frozenset[str]:
     return frozenset(names)
 
 
+def shallow_chains(desired: DesiredTable) -> frozenset[str]:
+    """Foreign chains of whose foreign rules a plan reads only the targets: no anchors there, and no bare `[[jump]]`."""
+    places = desired.placements
+    deep = {place.chain for place in places if not place.tag or place.position.place is Place.BETWEEN}
+    return frozenset(place.chain for place in places) - deep
+
+
 def stray_targets(observed: Observed) -> frozenset[str]:
     """What rules of ours jump to beyond the observed chains: a chain of ours that somebody renamed, or a target."""
     targets = {rule.target for rules in observed.chains.values() for rule in rules if rule.tag}

@@ -6,7 +6,7 @@ can't be read is an error, never "my rules are gone". What reads and writes belo
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,15 +25,19 @@ from nodewalld.kernel.xtables import LegacyReader
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
 _LINE = re.compile(r"line:? (\d+)")
 _STABLE_ATTEMPTS = 5
-_OURS_MAX = 20_000  # texts kept of rules of ours; reloads bring new ones
+_CONTENTS_MAX = 20_000  # texts kept by content; neighbours and reloads bring new ones
 
 
 class FirewallError(Exception):
-    """The kernel's rules could not be read or written. `busy`: others were writing, so it is worth another try."""
+    """The kernel's rules could not be read or written.
 
-    def __init__(self, text: str, *, busy: bool = False, line: int = 0) -> None:
+    `busy`: others were writing, so it is worth another try; `fleeting`: at once, it may be over already.
+    """
+
+    def __init__(self, text: str, *, busy: bool = False, fleeting: bool = False, line: int = 0) -> None:
         super().__init__(text)
         self.busy = busy
+        self.fleeting = fleeting
         self.line = line
 
 
@@ -50,8 +54,11 @@ class Firewall(Protocol):
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
         """A value that changes when one of these chains does; starts no process."""
 
-    def observe(self, table: Table, chains: Iterable[str]) -> Observed:
-        """These chains, as far as they exist, and every other chain of ours."""
+    def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
+        """These chains, as far as they exist, and every other chain of ours.
+
+        Of foreign rules in the `shallow` ones only the target has to be right.
+        """
 
     def observe_all(self, table: Table) -> Observed:
         """Every chain of the table."""
@@ -140,15 +147,15 @@ class _Known:
 class NftFirewall(_Tools):
     """iptables-nft. The text of a rule is read once; a chain without unknown rules costs no process.
 
-    A foreign rule is known by its handle. One of ours is known by its content too: what we write anew after a flush has
-    new handles, but the same expressions and the same tag.
+    A rule is known by its handle, and by its content: what is written anew after a flush, by us or by a neighbour that
+    writes the same rules at each of its starts, has new handles, but the same expressions.
     """
 
     def __init__(self, family: Family, reader: NftablesReader) -> None:
         super().__init__(family, Backend.NFT)
         self._reader = reader
         self._texts: dict[tuple[Table, str], dict[int, _Known]] = {}
-        self._ours: dict[tuple[Table, bytes], Rule] = {}
+        self._contents: dict[tuple[Table, bytes], Rule] = {}
 
     def stamp(self) -> int:
         return self._reader.generation()
@@ -168,9 +175,10 @@ class NftFirewall(_Tools):
     def own_chains(self, table: Table) -> frozenset[str]:
         return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
 
-    def observe(self, table: Table, chains: Iterable[str]) -> Observed:
-        names = {*chains, *self.own_chains(table)}
-        return Observed({name: rules for name in sorted(names) if (rules := self._chain(table, name)) is not None})
+    def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
+        names = sorted({*chains, *self.own_chains(table)})
+        found = {name: self._chain(table, name, shallow=name in shallow) for name in names}
+        return Observed({name: rules for name, rules in found.items() if rules is not None})
 
     def observe_all(self, table: Table) -> Observed:
         chains = self._save(table)
@@ -178,27 +186,31 @@ class NftFirewall(_Tools):
             raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
         return Observed(chains)
 
-    def _chain(self, table: Table, name: str) -> tuple[Rule, ...] | None:
+    def _chain(self, table: Table, name: str, *, shallow: bool) -> tuple[Rule, ...] | None:
         for _ in range(_STABLE_ATTEMPTS):
-            generation = self._reader.generation()
             held = self._reader.rules(self.family, table.value, name)
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
-            found = [self._known(table, name, rule) for rule in held]
+            found = [self._known(table, name, rule, shallow=shallow) for rule in held]
             if None not in found:
-                return tuple(rule for rule in found if rule)
+                return tuple(rule for rule in found if rule is not None)
             read = self._listed(table, name)
-            if read is not None and len(read) == len(held) and self._reader.generation() == generation:
+            # The same handles before and after: what was printed between is of just these rules.
+            if read is not None and len(read) == len(held) and self._reader.rules(self.family, table, name) == held:
                 self._learn(table, name, held, read)
                 return read
-        raise FirewallError(f"chain {name} of table {table} changes faster than it can be read", busy=True)
+        words = f"chain {name} of table {table} changes faster than it can be read"
+        raise FirewallError(words, busy=True, fleeting=True)
 
-    def _known(self, table: Table, name: str, rule: ChainRule) -> Rule | None:
+    def _known(self, table: Table, name: str, rule: ChainRule, *, shallow: bool) -> Rule | None:
         known = self._texts.get((table, name), {}).get(rule.handle)
         if known and known.digest == rule.digest:
             return known.rule
-        return self._ours.get((table, rule.digest))
+        found = self._contents.get((table, rule.digest)) if not rule.looks_up else None
+        if found is None and shallow and not rule.tagged:
+            return Rule(f"-j {rule.jump}" if rule.jump else "")
+        return found
 
     def _listed(self, table: Table, name: str) -> tuple[Rule, ...] | None:
         result = self._run("", "-t", table.value, "-S", name)
@@ -207,10 +219,10 @@ class NftFirewall(_Tools):
     def _learn(self, table: Table, name: str, held: tuple[ChainRule, ...], read: tuple[Rule, ...]) -> None:
         pairs = zip(held, read, strict=True)
         self._texts[table, name] = {rule.handle: _Known(rule.digest, text) for rule, text in pairs}
-        if len(self._ours) > _OURS_MAX:
-            self._ours.clear()
+        if len(self._contents) > _CONTENTS_MAX:
+            self._contents.clear()
         pairs = zip(held, read, strict=True)
-        self._ours.update({(table, rule.digest): text for rule, text in pairs if text.tag})
+        self._contents.update({(table, rule.digest): text for rule, text in pairs if not rule.looks_up})
 
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid
@@ -253,7 +265,12 @@ class LegacyFirewall(_Tools):
     def own_chains(self, table: Table) -> frozenset[str]:
         return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
 
-    def observe(self, table: Table, chains: Iterable[str]) -> Observed:  # noqa: ARG002 - see Firewall
+    def observe(
+        self,
+        table: Table,
+        chains: Iterable[str],  # noqa: ARG002 - see Firewall
+        shallow: Collection[str] = (),  # noqa: ARG002
+    ) -> Observed:
         return self.observe_all(table)
 
     def observe_all(self, table: Table) -> Observed:

@@ -20,6 +20,7 @@ from hashlib import blake2b
 from select import select
 from typing import Self, TypeVar
 
+from nodewalld.core.ruletext import TAG_PREFIX
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import (
     ATTRIBUTE,
@@ -56,6 +57,10 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_WORDS = frozenset({5, 7})  # NFTA_RULE_COMPAT, NFTA_RULE_USERDATA (the comment)
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
 _JUMPS = frozenset({0xFFFFFFFD, 0xFFFFFFFC})  # NFT_JUMP -3, NFT_GOTO -4
+
+_TAG = TAG_PREFIX.encode()  # in the comment match's data, or in the userdata, as the tool's version has it
+
+_LOOKUP = b"lookup\0"  # the expression that asks a set
 
 _QUOTA_FLAGS, _QUOTA_CONSUMED = 2, 4
 _QUOTA_DEPLETED = 2  # set by the kernel in a dump once the quota is used up
@@ -101,12 +106,15 @@ class ChainRule:
 
     `handle` is its identity: a rule written again, with the same words, has another. `digest` is of what it
     says (expressions, comment): it moves when a rule is replaced in place, not when packets pass. A rule with
-    an anonymous set names that set in its digest, so writing it again moves the digest too.
+    an anonymous set names that set in its digest, so writing it again moves the digest too, and two rules may share a
+    digest at different times: `looks_up` marks these. `tagged`: our tag stands somewhere in it.
     """
 
     handle: int
     digest: bytes
     jump: str | None
+    tagged: bool
+    looks_up: bool
 
 
 class GenerationEvents:
@@ -300,7 +308,7 @@ def _parse_rule(answer: bytes) -> ChainRule:
             digest.update(content[start:end])
         elif kind in _RULE_WORDS:
             digest.update(content[start - 4 : end])
-    return ChainRule(handle, digest.digest(), jump)
+    return ChainRule(handle, digest.digest(), jump, _TAG in answer, _LOOKUP in answer)
 
 
 def _mask_expressions(content: bytearray, start: int, end: int) -> str | None:
