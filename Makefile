@@ -3,7 +3,7 @@
 ready := .venv/ready
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test clean
+.PHONY: demo test deb rpm clean
 
 $(ready): pyproject.toml tools/prepare
 	tools/prepare
@@ -13,6 +13,11 @@ demo: $(ready)
 
 test: $(ready)
 	$(as_root) .venv/bin/python -m pytest $(TESTS)
+
+# Packages for every architecture, in dist/; the same commit gives the same bytes.
+deb rpm: $(ready)
+	tools/prepare-system build
+	.venv/bin/python packaging/build.py $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -537,6 +537,16 @@ def kill_entered(process: subprocess.Popen[str], number: signal.Signals = signal
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, LabError):
             os.kill(inner_pid(process), number)
+            # nsenter stops when its program is stopped, and must go on to hear of its end.
+            if number is signal.SIGSTOP:
+                wait_for(lambda: _state(process.pid) == "T", what=f"nsenter {process.pid} to stop")
+            elif number in (signal.SIGCONT, signal.SIGKILL):
+                process.send_signal(signal.SIGCONT)
+
+
+def _state(pid: int) -> str:
+    """The state of a process as ps(1) names it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 _SET = re.compile(r"--match-set (\S+) ((?:src|dst)(?:,(?:src|dst))*)")

@@ -182,6 +182,7 @@ def rpm(tree: Path, made: Release, output: Path) -> Path:
     """An RPM of the tree, by rpmbuild."""
     zsh = tree / "usr/share/zsh"
     (zsh / "vendor-completions").rename(zsh / "site-functions")  # where Fedora's zsh looks
+    _copy(ROOT / "LICENSE", tree / "usr/share/doc/nodewalld/LICENSE")  # Debian has it in /usr/share/common-licenses
     # "-" parts version from release; "~" sorts before, as it does in dpkg.
     version = made.version.replace("-", "~")
     top = tree.with_name("rpmbuild")

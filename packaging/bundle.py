@@ -1,4 +1,4 @@
-"""The libraries that the packages carry: fetched by pip, checked against the lock, unpacked as they are; and their list.
+"""The libraries that the packages carry: fetched by pip, checked against the lock, unpacked as they are; their list.
 
 Law: nothing is built. What lies in site-packages depends on the hashes in requirements.lock and on nothing else, so
 it is the same on every machine; and it is pure Python, so it serves them all.

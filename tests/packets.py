@@ -35,12 +35,13 @@ class Guarded:
             self.daemon.configure(config)
             self.daemon.start()
             self.daemon.wait_ready()
+            assert self.daemon.status_text.startswith("Enforcing"), self.daemon.status_text
         else:
-            result = self.daemon.reload(config)
+            self.daemon.configure(config)
+            result = self.daemon.ctl("reload", "--json")
             assert result.returncode == 0, result.stdout + result.stderr
+            assert json.loads(result.stdout)["state"] == "enforcing", self.daemon.status()
         self._config = config
-        status = self.daemon.status()
-        assert (status["state"], status["reasons"]) == ("enforcing", [])
         return self.daemon
 
     def nothing_to_do(self) -> None:

@@ -4,13 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab.daemon import Daemon
-from lab.node import BackendName, Node
+from lab.node import Node
 
 pytestmark = pytest.mark.kernel
 
@@ -69,10 +68,10 @@ chain = "PREROUTING"
 rule = "-j LOG --log-level nosuchlevel"
 
 [[rule]]
-name = "no-set"
+name = "no-port"
 table = "filter"
 chain = "INPUT"
-rule = "-p udp -m udp --dport 70000 -j ACCEPT"
+rule = "-p udp -m udp --dport nosuchservice -j ACCEPT"
 
 [[rule]]
 name = "returns"
@@ -81,12 +80,12 @@ chain = "INPUT"
 rule = "--nosuchoption -j RETURN"
 """
 WORDS = {
-    "rejected": ("REJECT", "Invalid argument", "RULE_APPEND failed"),
-    "redirected": ("REDIRECT", "Invalid argument", "RULE_APPEND failed"),
+    "rejected": ("RULE_APPEND failed", "restore: line"),
+    "redirected": ("RULE_APPEND failed", "restore: line"),
     "no-match": ("nosuchmatch",),
     "no-option": ("nosuchoption",),
     "no-target": ("nosuchlevel", "log level"),
-    "no-set": ("70000", "invalid port"),
+    "no-port": ("nosuchservice",),
     "returns": ("nosuchoption",),
 }
 
@@ -96,9 +95,9 @@ def line_of(name: str, text: str) -> int:
 
 
 @pytest.fixture
-def tried(node: Node) -> Iterator[Daemon]:
+def tried(node: Node) -> Daemon:
     """A daemon that is never started: its folders are what nodewallctl is given."""
-    yield Daemon(node, "", start=False)
+    return Daemon(node, "", start=False)
 
 
 def head(backend: str) -> str:
@@ -197,7 +196,7 @@ class readable_copy:  # noqa: N801 - used as a function
 
 
 def unprivileged(node: Node, args: list[str], code: Path) -> subprocess.CompletedProcess[str]:
-    """Run nodewallctl as a user without any right, with the standard library's python where root's own can't be read."""
+    """Run nodewallctl as a user without any right, by a python that lies where everybody may read."""
     python = shutil.which("python3", path="/usr/bin:/bin") or sys.executable
     as_nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps=-all"]
     command = [*as_nobody, python, "-m", "nodewalld.commands.ctl", *args]

@@ -12,11 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from live import (
+    NEIGHBOUR,
+    TOOLS,
+    Did,
+    at_rest,
+    disturb,
+    events,
+    in_force,
+    last_time,
+    our_rules,
+    wait_events,
+    wait_in_force,
+)
 
 from lab import node as layout
 from lab.daemon import Daemon
 from lab.node import FAMILIES, BackendName, FamilyName, Node, wait_for
-from live import NEIGHBOUR, TOOLS, Did, at_rest, disturb, events, in_force, last_time, our_rules, wait_events, wait_in_force
 
 pytestmark = pytest.mark.kernel
 
@@ -175,7 +187,8 @@ _ALL = " ".join(layout.TABLES)
 _DELETE_CHAINS = (
     "sh -c 'for t in "
     + _ALL
-    + "; do for c in $({tool} -w -t $t -S | sed -n \"s/^-N //p\"); do {tool} -w -t $t -F $c; {tool} -w -t $t -X $c; done; done; :'"
+    + '; do for c in $({tool} -w -t $t -S | sed -n "s/^-N //p"); do '
+    + "{tool} -w -t $t -F $c; {tool} -w -t $t -X $c; done; done; :'"
 )
 
 CASES = {
@@ -205,9 +218,7 @@ CASES = {
     "a rule added to our chain": Case(
         ("{tool} -w -t mangle -I " + GATE + " -j ACCEPT",), {("mangle", GATE): {"changed"}}
     ),
-    "a rule deleted from our chain": Case(
-        ("{tool} -w -t mangle -D " + GATE + " 1",), {("mangle", GATE): {"changed"}}
-    ),
+    "a rule deleted from our chain": Case(("{tool} -w -t mangle -D " + GATE + " 1",), {("mangle", GATE): {"changed"}}),
     "a rule replaced in our chain": Case(
         ("{tool} -w -t mangle -R " + GATE + " 2 -j ACCEPT",), {("mangle", GATE): {"changed"}}
     ),
@@ -396,7 +407,7 @@ SET_CASES = {
     "a foreign entry added": ("ipset add {set} {foreign}", "changed"),
     "an entry made an exception": ("ipset del {set} {member}; ipset add {set} {member} nomatch", "changed"),
     "swapped with another": (
-        "ipset create other hash:net family {inet}; ipset add other {foreign}; ipset swap other {set}; ipset destroy other",
+        "ipset create x hash:net family {inet}; ipset add x {foreign}; ipset swap x {set}; ipset destroy x",
         "changed",
     ),
 }

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from live import TOOLS, WriteLog, ask, events, generation, in_force
 
 from lab import node as layout
 from lab.daemon import Daemon
 from lab.node import FAMILIES, Node, wait_for
 from lab.traffic import Probe, connect_all
-from live import TOOLS, WriteLog, ask, events, generation, in_force
 
 pytestmark = pytest.mark.kernel
 
@@ -66,7 +66,7 @@ TEXTS = [
     Text(BOTH, "filter", "FORWARD", "-m conntrack --ctstate DNAT --ctdir REPLY --ctexpire 5:10"),
     Text(BOTH, "filter", "FORWARD", "-m connmark --mark 0x10/0xff -j ACCEPT"),
     Text(BOTH, "filter", "FORWARD", "-m connbytes --connbytes 1000: --connbytes-dir both --connbytes-mode bytes"),
-    Text(BOTH, "filter", "INPUT", "-p tcp --dport 22 -m connlimit --connlimit-above 16 -j REJECT --reject-with tcp-reset"),
+    Text(BOTH, "filter", "INPUT", "-p tcp -m connlimit --connlimit-above 16 -j REJECT --reject-with tcp-reset"),
     Text(BOTH, "filter", "INPUT", "-m helper --helper ftp -j ACCEPT"),
     # Rates and chances: what packets use up is no drift.
     Text(BOTH, "filter", "INPUT", "-p udp -m limit --limit 5/s -j ACCEPT"),
@@ -209,8 +209,9 @@ def foreign_writes(node: Node) -> int:
     for tool in TOOLS.values():
         for table in tables:
             rules = f"{tool} -w -t {table}"
-            lines += [f"{rules} -A OUTPUT -p tcp --dport 9 -j ACCEPT", f"{rules} -N FOREIGN", f"{rules} -A FOREIGN -j RETURN"]
-            lines += [f"{rules} -F FOREIGN", f"{rules} -X FOREIGN", f"{rules} -D OUTPUT -p tcp --dport 9 -j ACCEPT"]
+            own = ("-N FOREIGN", "-A FOREIGN -j RETURN", "-F FOREIGN", "-X FOREIGN")
+            shared = "OUTPUT -p tcp --dport 9 -j ACCEPT"
+            lines += [f"{rules} {what}" for what in (f"-A {shared}", *own, f"-D {shared}")]
     node.run("set -e\n" + "\n".join(lines))
     return len(lines)
 

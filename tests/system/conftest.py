@@ -7,19 +7,16 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from booted import Machine
+from built import NEXT, ROOT, Packages, build
 
 from nodewalld import __version__
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-NEXT = f"{__version__}+next"
 _NUMBERS = itertools.count(1)
 
 
@@ -40,22 +37,6 @@ def roots() -> Mapping[str, Path]:
     if done.returncode:
         pytest.fail(f"tools/prepare-system failed:\n{done.stdout}{done.stderr}", pytrace=False)
     return {suite: Path(tree) for suite, tree in (line.split() for line in done.stdout.splitlines())}
-
-
-class Packages(NamedTuple):
-    """A release in both forms."""
-
-    deb: Path
-    rpm: Path
-
-
-def build(output: Path, version: str, **options: object) -> Packages:
-    """What `make deb rpm` makes."""
-    command = [sys.executable, ROOT / "packaging/build.py", "deb", "rpm", "--version", version, "--output", output]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
-    if done.returncode:
-        pytest.fail(f"packaging/build.py failed:\n{done.stdout}{done.stderr}", pytrace=False)
-    return Packages(*map(Path, done.stdout.split()))
 
 
 @pytest.fixture(scope="session")

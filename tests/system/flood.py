@@ -4,6 +4,7 @@
 `flood.py send ADDRESS PORT...` sends to each port every millisecond.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -24,11 +25,9 @@ def receive(file: Path, ports: list[int]) -> None:
         selector.register(listener, selectors.EVENT_READ, port)
     while True:
         for key, _ in selector.select(0.05):
-            try:
+            with contextlib.suppress(BlockingIOError):
                 while key.fileobj.recv(64):
                     counts[key.data] += 1
-            except BlockingIOError:
-                pass
         fresh = file.with_suffix(".new")
         fresh.write_text(json.dumps(counts))
         fresh.rename(file)
@@ -40,10 +39,8 @@ def send(address: str, ports: list[int]) -> None:
     sender = socket.socket(family, socket.SOCK_DGRAM)
     while True:
         for port in ports:
-            try:
+            with contextlib.suppress(OSError):
                 sender.sendto(b"x", (address, port))
-            except OSError:
-                pass
         time.sleep(0.001)
 
 

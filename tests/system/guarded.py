@@ -57,6 +57,11 @@ table = "filter"
 chain = "INPUT"
 rule = "-p tcp --dport 31006 -m set --match-set nobody src -j REJECT --reject-with tcp-reset"
 
+[zone.elsewhere]
+sources = ["192.0.2.0/24", "2001:db8:9::/48"]
+services = ["ssh"]
+target = "reject"
+
 [[jump]]
 name = "docker-user"
 table = "filter"
@@ -110,7 +115,7 @@ def probe(machine: Machine, address: str, port: int, enter: str = "ip netns exec
 
 @contextmanager
 def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
-    """UDP from the peer, a thousand times a second to a dropped and an open port, in both families; the counts so far."""
+    """UDP from the peer in both families, each millisecond to a dropped and to an open port; the counts so far."""
     script = machine.put(FLOOD)
     machine.run(f"systemd-run -q --unit=flood-in /usr/bin/python3 {script} receive /run/flood.json {DROPPED} {OPEN}")
     wait_for(machine.path("/run/flood.json").exists, what="the receiver")
@@ -145,8 +150,14 @@ def wait_until_back(machine: Machine, old: int, timeout: float) -> float:
     return time.monotonic() - began
 
 
-def rules(machine: Machine, backend: str = "nft") -> str:
-    """Both families' rules without counters, and the sets."""
-    tools = (f"iptables-{backend}-save", f"ip6tables-{backend}-save", "ipset save")
-    text = machine.run("; ".join(tools)).stdout
-    return "\n".join(line for line in text.splitlines() if not line.startswith(("#", ":")))
+def rules(machine: Machine, backend: str = "nft") -> list[str]:
+    """The rules and user chains of both families without counters, and the sets, in the kernel's order."""
+    found = []
+    for tool in (f"iptables-{backend}-save", f"ip6tables-{backend}-save", "ipset save"):
+        table = ""
+        for line in machine.run(tool).stdout.splitlines():
+            if line.startswith("*"):
+                table = f"{tool.split('-')[0]} {line[1:]} "
+            elif line.startswith(("-A", "create", "add")) or line.endswith(" - [0:0]"):
+                found.append(table * (not line.startswith(("create", "add"))) + line)
+    return found
