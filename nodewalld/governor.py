@@ -272,7 +272,8 @@ class Governor:
         return f"paused until {self._wall(self.paused_until)}" if self.paused_until is not None else ""
 
     def _tell(self, kind: Kind, what: str) -> None:
-        self._record(Event(time=datetime.now(UTC), kind=kind, what=what))
+        cut = self._reconciler.flows_cut if kind is Kind.RELOAD else 0
+        self._record(Event(time=datetime.now(UTC), kind=kind, what=what, flows_deleted=cut))
 
 
 def _in_short(problems: tuple[str, ...]) -> str:

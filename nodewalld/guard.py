@@ -53,9 +53,13 @@ class Settled:
     restless: bool = False
 
 
+_UNSEEN: Fingerprint = object()
+"""Stands for a look that is still to be taken; that of a table that doesn't exist is None."""
+
+
 @dataclass
 class _TableState:
-    fingerprint: Fingerprint | None = None
+    fingerprint: Fingerprint = _UNSEEN
     plan: TablePlan | None = None
     error: str = ""
     busy: bool = False
@@ -76,13 +80,27 @@ class Guard:
     ) -> None:
         self.firewall = firewall
         self.family: Family = firewall.family
-        self.desired = Desired(self.family, {}, (), ())
+        self._desired = Desired(self.family, {}, (), ())
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
         self.made: set[tuple[Table, str]] = set()
         self.pacer = Pacer()
         self._clock = clock
         self._tables: dict[Table, _TableState] = {table: _TableState() for table in Table}
+
+    @property
+    def desired(self) -> Desired:
+        """What should stand."""
+        return self._desired
+
+    @desired.setter
+    def desired(self, desired: Desired) -> None:
+        """What is wanted anew counts as never looked at, until it has been settled."""
+        for table, state in self._tables.items():
+            same = self._desired.tables.get(table) == desired.tables.get(table)
+            if not same or self._desired.yield_to != desired.yield_to:
+                state.fingerprint = _UNSEEN
+        self._desired = desired
 
     def concerned(self) -> tuple[Table, ...]:
         """Tables in which something of ours is wanted, was written, or stands."""
@@ -153,7 +171,8 @@ class Guard:
         if not state.error:
             state.failing_since = self._clock()
         state.error, state.busy, state.fleeting = str(error), error.busy, error.fleeting
-        state.fingerprint = None if error.fleeting or table not in self.desired.tables else self._fingerprint(table)
+        look_again = error.fleeting or table not in self.desired.tables
+        state.fingerprint = _UNSEEN if look_again else self._fingerprint(table)
 
     def preview(self, table: Table) -> TablePlan:
         """What `settle` would do to a table, without doing it."""
@@ -171,7 +190,7 @@ class Guard:
         changes: list[Change] = []
         done, commits, clean, stamp = self._clock(), 0, False, 0
         for _ in range(_ATTEMPTS):
-            fingerprint = self._fingerprint(table) if table in self.desired.tables else None
+            fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
             before = self.firewall.stamp()
             observed = self._observe(table, names)
             untouched = clean and before == self.firewall.stamp() == stamp
@@ -191,7 +210,7 @@ class Guard:
             for change in planned.changes if not everything else ():
                 if change.reason is Reason.DISPLACED:
                     self.pacer.moved((table, change.chain), done)
-        state.fingerprint = None
+        state.fingerprint = _UNSEEN
         return Settled(table, tuple(changes), done, commits, restless=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ Laws:
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
 from nodewalld.core.environment import Environment
 from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason
-from nodewalld.core.flows import Dialled, slipped, wants_flows
 from nodewalld.core.iptables.render import render
 from nodewalld.core.plan import Change
 from nodewalld.core.words import Backend, Family, Table
+from nodewalld.cutter import FlowCutter
 from nodewalld.guard import ORDER, Guard, Settled
 from nodewalld.keeper import SetKeeper
 from nodewalld.kernel import backends
-from nodewalld.kernel.conntrack import Conntrack, Flow
 from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall
 from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.process import ProgramError
@@ -91,7 +90,8 @@ class Reconciler:
         self._memory = Memory(state)
         self._keeper = SetKeeper(self._memory, clock)
         self._takers: dict[tuple[Family, Table, str], Culprit | None] = {}
-        self._conntrack = Conntrack()
+        self._cutter = FlowCutter()
+        self.flows_cut = 0
         self.config: Config | None = None
 
     # What there is to tell
@@ -183,7 +183,7 @@ class Reconciler:
     # Enforcing a configuration
 
     def enforce(self, config: Config, *, strict: bool = True) -> bool:
-        """Bring a configuration into force; returns whether the kernel had to be changed.
+        """Bring a configuration into force; returns whether the kernel had to be changed, `flows_cut` tells of flows.
 
         All or nothing: raises Refused and leaves what was in force. Not `strict` (at the start, when there is nothing
         to go back to) each table is brought as far as it goes, and `reasons` tell the rest.
@@ -200,7 +200,7 @@ class Reconciler:
             self._leave(old, world)
         self._keeper.drop_all_but(world.sets)
         self._memory.backend = world.backend
-        self._cut_flows()
+        self.flows_cut = self._cutter.cut(world.decisions)
         return changed
 
     def _open(self, backend: Backend, families: Iterable[Family], old: _World | None) -> _World:
@@ -292,7 +292,7 @@ class Reconciler:
                     continue
                 repairs.extend(self._tell(guard, settled, wake))
         if repairs:
-            repairs = self._with_flows(repairs)
+            repairs = self._with_flows(self._world, repairs)
             self._remember(self._world)
         if not any(guard.failing for guard in self._world.guards.values()):
             self._sound = started
@@ -379,24 +379,12 @@ class Reconciler:
 
     # Flows that a redirect should have caught
 
-    def _with_flows(self, repairs: list[Event]) -> list[Event]:
-        if not any(event.table is Table.NAT for event in repairs):
-            return repairs
-        cut = self._cut_flows()
-        last = max(i for i, event in enumerate(repairs) if event.table is Table.NAT)
-        fields = {name: getattr(repairs[last], name) for name in Event.__dataclass_fields__}
-        repairs[last] = Event(**{**fields, "flows_deleted": cut})
+    def _with_flows(self, world: _World, repairs: list[Event]) -> list[Event]:
+        """The repairs, the last one in nat with the number of flows that were cut after it."""
+        last = max((i for i, event in enumerate(repairs) if event.table is Table.NAT), default=None)
+        if last is not None:
+            repairs[last] = replace(repairs[last], flows_deleted=self._cutter.cut(world.decisions))
         return repairs
-
-    def _cut_flows(self) -> int:
-        cut = 0
-        for family, decisions in self._world.decisions.items() if self._world else ():
-            if not wants_flows(decisions):
-                continue
-            for flow in self._conntrack.flows(family):
-                if slipped(decisions, _dialled(flow)) and self._conntrack.delete(flow):
-                    cut += 1
-        return cut
 
     # Taking it all out
 
@@ -444,11 +432,3 @@ def _subjects(changes: list[Change]) -> str:
     if len(changes) == 1:
         return changes[0].subject
     return f"{changes[0].subject} and {len(changes) - 1} more"
-
-
-def _dialled(flow: Flow) -> Dialled:
-    protocol = _PROTOCOLS.get(flow.protocol, "")
-    return Dialled(protocol, flow.source, flow.destination, flow.port, flow.reply_port)
-
-
-_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
