@@ -11,14 +11,24 @@ _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
 class FlowCutter:
-    """Looks through the connection table, where there is any redirect to judge its flows by."""
+    """Looks through the connection table, where there is any redirect to judge its flows by.
+
+    `error` tells why that was not possible the last time: a kernel may lack nf_conntrack_netlink.
+    """
 
     def __init__(self) -> None:
         self._conntrack = Conntrack()
+        self.error = ""
 
     def cut(self, decisions: Mapping[Family, Decisions]) -> int:
-        """Delete the flows that the decisions refuse; returns how many. Raises NetlinkError."""
-        return sum(self._cut(family, decided) for family, decided in decisions.items() if wants_flows(decided))
+        """Delete the flows that the decisions refuse; returns how many."""
+        wanted = {family: decided for family, decided in decisions.items() if wants_flows(decided)}
+        self.error = ""
+        try:
+            return sum(self._cut(family, decided) for family, decided in wanted.items())
+        except OSError as error:
+            self.error = f"connections that a redirect refuses could not be ended: {error}"
+            return 0
 
     def _cut(self, family: Family, decisions: Decisions) -> int:
         refused = (flow for flow in self._conntrack.flows(family) if slipped(decisions, _dialled(flow)))

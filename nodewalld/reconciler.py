@@ -137,7 +137,12 @@ class Reconciler:
     def reasons(self) -> tuple[str, ...]:
         """Why not everything is in force as meant; empty when it is."""
         families = self._world.guards if self._world else ()
-        return (*self._keeper.errors.values(), *(r for family in families for r in self.family_reasons(family)))
+        cutting = (self._cutter.error,) if self._cutter.error else ()
+        return (
+            *self._keeper.errors.values(),
+            *cutting,
+            *(r for family in families for r in self.family_reasons(family)),
+        )
 
     def contention(self) -> tuple[Contention, ...]:
         """Who takes a place of ours back again and again, and what would end it."""
