@@ -37,4 +37,5 @@ class FlowCutter:
 
 def _dialled(flow: Flow) -> Dialled:
     protocol = _PROTOCOLS.get(flow.protocol, "")
-    return Dialled(protocol, flow.source, flow.destination, flow.port, flow.reply_port)
+    rewritten = (flow.reply_source, flow.reply_port) != (flow.destination, flow.port)
+    return Dialled(protocol, flow.source, flow.destination, flow.port, flow.reply_port, rewritten)

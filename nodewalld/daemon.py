@@ -26,7 +26,7 @@ from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
 from nodewalld.desk import Desk
-from nodewalld.governor import LONGEST, Governor
+from nodewalld.governor import Governor
 from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
@@ -39,13 +39,14 @@ from nodewalld.service.instance import Instance
 from nodewalld.service.journal import announce
 from nodewalld.service.notify import Notifier
 from nodewalld.service.state import StateFolder
-from nodewalld.service.tenure import Tenure
+from nodewalld.service.tenure import LONGEST, Tenure
 from nodewalld.service.wire import Refused
 
 LEGACY_LOOK = 1.0
 """Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
 
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
+_CULPRITS = 4  # of a burst, the last few are asked for their parents
 _SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
 
 _log = structlog.get_logger(__name__)
@@ -84,7 +85,7 @@ class Daemon:
         self._heart = Heart(self._notifier.watchdog_interval, self._notifier.watchdog)
         self._history, self._summary = History(), Summary()
         self._links, self._link_events = Links(), LinkEvents()
-        state = StateFolder(folders.state)
+        self._disk = state = StateFolder(folders.state)
         self._reconciler = Reconciler(
             environment=self._environment, state=state, runtime_dir=folders.runtime, record=self._record
         )
@@ -130,7 +131,7 @@ class Daemon:
         """Enforce, verify, and leave; 0 when everything is in force."""
         with Instance(self.folders.runtime):
             self._start()
-        for reason in self._reconciler.reasons:
+        for reason in self._reasons():
             _log.error(reason)
         return 0 if self._reconciler.in_force else 1
 
@@ -207,7 +208,7 @@ class Daemon:
             return None
         own = self._reconciler.take_own_ports()
         foreign = [event for event in heard.events if event.port_id not in own]
-        return Wake(noticed, tuple(culprit(event) for event in foreign[-1:]))
+        return Wake(noticed, tuple(culprit(event) for event in foreign[-_CULPRITS:]))
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -221,9 +222,12 @@ class Daemon:
             announce(told)
         if self._governor.due <= 0:
             self._governor.expire()
+        if now >= due.retry or now >= due.resync:
+            self._disk.catch_up()
         if self._governor.owed and not self._resting:
+            due.relink = due.look = float("inf")  # the start looks at everything
             if now >= due.retry or now >= due.resync:
-                due.retry = float("inf")
+                due.retry, due.resync = float("inf"), now + self._governor.config.daemon.resync
                 self._governor.start()
             return
         if now >= due.relink:
@@ -243,8 +247,9 @@ class Daemon:
     def _after_pass(self) -> None:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
+        self._governor.note_good()
         sound = not self._governor.owed and self._reconciler.in_force
-        in_trouble = self._failed or not (self._resting or sound)
+        in_trouble = self._failed or self._disk.trouble or not (self._resting or sound)
         if not in_trouble:
             self._due.retry, self._due.pause = float("inf"), _RETRY_FIRST
         elif self._due.retry == float("inf"):
@@ -271,9 +276,9 @@ class Daemon:
             }:
                 self._record(_contention_event(contest))
         if before != self._told:
-            if state is State.DEGRADED:
+            if reasons and state in {State.DEGRADED, State.STARTING}:
                 self._record(_event(Kind.DEGRADED, "; ".join(reasons)))
-            elif before[0] is State.DEGRADED and state is State.ENFORCING:
+            elif before[1] and state is State.ENFORCING:
                 self._record(_event(Kind.RECOVERED, "everything is in force again"))
         if old.sentence() != self.status.sentence():
             self._notifier.status(self.status.sentence())
@@ -284,7 +289,8 @@ class Daemon:
         return self._governor.idle or self._governor.paused_until is not None
 
     def _reasons(self) -> tuple[str, ...]:
-        return (*self._governor.reasons, *self._reconciler.reasons)
+        disk = (self._disk.trouble,) if self._disk.trouble else ()
+        return (*self._governor.reasons, *self._reconciler.reasons, *disk)
 
     def _state(self, reasons: tuple[str, ...]) -> State:
         if self._governor.idle:

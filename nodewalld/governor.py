@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from nodewalld.configuration.errors import ConfigError
 from nodewalld.configuration.load import load, recall
-from nodewalld.core.config import Config
+from nodewalld.core.config import Config, Sources
 from nodewalld.core.events import Event, Kind, duration
 from nodewalld.core.lockout import Connection, lockouts
 from nodewalld.kernel.firewall import FirewallError
@@ -22,8 +24,7 @@ from nodewalld.reconciler import Refused as KernelRefused
 from nodewalld.service.tenure import Tenure
 from nodewalld.service.wire import Refused
 
-LONGEST = 7 * 24 * 3600.0
-"""The longest trial or pause, in seconds."""
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Governor:
         self.owed = True
         self.trial: Trial | None = None
         self.paused_until: float | None = None
+        self._noted: Config | None = None
 
     # The start
 
@@ -61,31 +63,34 @@ class Governor:
         stored = self._tenure.trial
         if stored is None:
             return
-        if stored.until > self._tenure.clock():
-            good = self._tenure.good
-            before = recall(good.sources) if good else self.config
-            self.config = recall(stored.sources)
-            self.trial = Trial(self.config, before, stored.until)
-        else:
+        on_trial = _recalled(stored.sources) if stored.until > self._tenure.clock() else None
+        if on_trial is None:
             self._tenure.end_trial(confirmed=False)
             self.config = self._choose_from_folder()
+            return
+        good = self._tenure.good
+        before = (_recalled(good.sources) if good else None) or self.config
+        self.config = on_trial
+        self.trial = Trial(on_trial, before, stored.until)
 
     def _choose_from_folder(self) -> Config:
         good = self._tenure.good
         try:
             config = load(self._directory)
         except ConfigError as error:
-            if good is None:
+            kept = _recalled(good.sources) if good else None
+            if good is None or kept is None:
                 raise
             self.error = _in_short(tuple(map(str, error.problems)))
             self.fallback = f"{self.error}; the last good configuration, of {good.time}, is enforced"
-            return recall(good.sources)
-        if good is not None and self._tenure.is_unconfirmed(config.sources):
+            return kept
+        kept = _recalled(good.sources) if good and self._tenure.is_unconfirmed(config.sources) else None
+        if good and kept:
             self.fallback = (
                 f"the configuration in {self._directory} was tried and not confirmed, so the one before it, of "
                 f"{good.time}, is enforced; `nodewallctl reload` takes it all the same"
             )
-            return recall(good.sources)
+            return kept
         return config
 
     def start(self) -> None:
@@ -99,11 +104,18 @@ class Governor:
         except (FirewallError, KernelRefused, OSError) as error:
             self.error = str(error)
             return
-        self.owed = False
+        self.owed = self._reconciler.blocked  # others hold a lock: begun is not done
         if not self.fallback:
             self.error = ""
-        if self._reconciler.in_force and self.trial is None:
+        if self.trial is None and self._tenure.good is None:  # what is not wholly in force is better than nothing
             self._tenure.enforced(self.config.sources)
+        self.note_good()
+
+    def note_good(self) -> None:
+        """Remember what is wholly in force, now or since what was in its way has gone, as the last good one."""
+        if self._noted is not self.config and self.trial is None and not self.owed and self._reconciler.in_force:
+            self._tenure.enforced(self.config.sources)
+            self._noted = self.config
 
     # What people ask for
 
@@ -183,7 +195,12 @@ class Governor:
         until = self._tenure.begin_pause(seconds)
         if until is None:
             raise Refused("the end of the pause could not be written to the state folder, so it was not begun")
-        removed = self._reconciler.remove()
+        try:
+            removed = self._remove_all()
+        except Refused:
+            self._tenure.end_pause()
+            self.start()
+            raise
         self.paused_until = until
         self._tell(Kind.REMOVE, f"paused for {duration(seconds * 1000)}: {removed['rules']} rules were taken out")
         return {"until": self._wall(until), "removed": removed}
@@ -203,10 +220,16 @@ class Governor:
         self._tenure.end_pause()
         self._tenure.end_trial(confirmed=True)
         self.paused_until, self.trial = None, None
-        removed = self._reconciler.remove()
         self.idle, self.owed = True, False
+        removed = self._remove_all()
         self._tell(Kind.REMOVE, f"all rules were taken out of the kernel: {removed['rules']} rules")
         return {"removed": removed}
+
+    def _remove_all(self) -> dict[str, int]:
+        try:
+            return self._reconciler.remove()
+        except KernelRefused as error:
+            raise Refused("some of our rules could not be taken out and are still there", error.problems) from error
 
     # Time
 
@@ -274,6 +297,16 @@ class Governor:
     def _tell(self, kind: Kind, what: str) -> None:
         cut = self._reconciler.flows_cut if kind is Kind.RELOAD else 0
         self._record(Event(time=datetime.now(UTC), kind=kind, what=what, flows_deleted=cut))
+
+
+def _recalled(sources: Sources) -> Config | None:
+    """What the state folder holds; None, with a warning, when it is damaged or no longer makes a configuration."""
+    try:
+        return recall(sources)
+    except ConfigError as error:
+        words = _in_short(tuple(map(str, error.problems)))
+        _log.warning(f"A configuration kept in the state folder is of no use any more: {words}; going on without it")
+        return None
 
 
 def _in_short(problems: tuple[str, ...]) -> str:

@@ -228,7 +228,8 @@ class Guard:
             return ()
         now = self._clock()
         chains = dict.fromkeys(change.chain for change in planned.changes)
-        return tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
+        waiting = tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
+        return waiting if len(waiting) == len(chains) else ()
 
     def _observe(self, table: Table, names: frozenset[str]) -> Observed:
         shallow = shallow_chains(self.desired.tables.get(table, DesiredTable()))

@@ -26,6 +26,16 @@ class SetKeeper:
         self._sound = clock()
         self.errors: dict[str, str] = {}
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Each trouble once, with the sets that it keeps away."""
+        names: dict[str, list[str]] = {}
+        for name, error in self.errors.items():
+            names.setdefault(error, []).append(name)
+        return tuple(
+            error if each[0] in error else f"{error} (for sets {', '.join(each)})" for error, each in names.items()
+        )
+
     def sync(self, wanted: Iterable[DesiredSet], *, strict: bool) -> tuple[Event, ...]:
         """Make and fill sets; returns a repair for each that was there before and had lost its content.
 

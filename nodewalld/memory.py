@@ -4,6 +4,7 @@ Law: losing it harms nobody. Without it rules are written once more at the next 
 chain may stay behind after a removal.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ Made = tuple[Backend, Family, Table, str]
 """A foreign chain that a `[[jump]]` needed, and that nobody else had made."""
 
 _PRINTS, _OWNED, _BACKEND = "prints", "owned", "backend"
+_SET_NAME = re.compile(r"[A-Za-z0-9_-]{1,31}")
 
 
 class Memory:
@@ -27,7 +29,7 @@ class Memory:
     def backend(self) -> Backend | None:
         """The backend used last."""
         known = (self._state.read(_BACKEND) or {}).get("backend")
-        return Backend(known) if known in set(Backend) else None
+        return Backend(known) if isinstance(known, str) and known in set(Backend) else None
 
     @backend.setter
     def backend(self, used: Backend) -> None:
@@ -61,7 +63,9 @@ class Memory:
     def sets(self) -> frozenset[str]:
         """The kernel sets that we have made or taken over."""
         names = self._owned().get("sets")
-        return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+        if not isinstance(names, list):
+            return frozenset()
+        return frozenset(name for name in names if isinstance(name, str) and _SET_NAME.fullmatch(name))
 
     def keep_sets(self, names: Iterable[str]) -> None:
         """Remember exactly these."""

@@ -8,7 +8,7 @@ Laws:
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ from nodewalld.cutter import FlowCutter
 from nodewalld.guard import ORDER, Guard, Settled
 from nodewalld.keeper import SetKeeper
 from nodewalld.kernel import backends
-from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall
+from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall, require_tools
 from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.process import ProgramError
 from nodewalld.kernel.sets import SetError
@@ -139,7 +139,7 @@ class Reconciler:
         families = self._world.guards if self._world else ()
         cutting = (self._cutter.error,) if self._cutter.error else ()
         return (
-            *self._keeper.errors.values(),
+            *self._keeper.reasons,
             *cutting,
             *(r for family in families for r in self.family_reasons(family)),
         )
@@ -195,6 +195,7 @@ class Reconciler:
         """
         self._env = self.environment()
         wanted = choose_backend(config, self._memory)
+        require_tools(config.daemon.families, wanted)
         world = self._world
         if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
             world = self._open(wanted, config.daemon.families, world)
@@ -355,7 +356,7 @@ class Reconciler:
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
-        by = wake.culprits[-1] if wake.culprits else None
+        by = _blame(wake.culprits, guard.family)
         for change in settled.changes:
             if change.reason is Reason.DISPLACED:
                 self._takers[guard.family, settled.table, change.chain] = by
@@ -394,14 +395,19 @@ class Reconciler:
     # Taking it all out
 
     def remove(self) -> dict[str, int]:
-        """Take every rule, chain and set of ours out of the kernel, in both backends; returns their numbers."""
+        """Take every rule, chain and set of ours out of the kernel, in both backends; returns their numbers.
+
+        Raises Refused when something of ours is still there afterwards; the rest is gone then.
+        """
         if self._world:
             for guard in self._world.guards.values():
                 guard.firewall.close()
             self._world = None
-        removed = remove_rules(self._firewall, self._memory.made)
+        removed, problems = remove_rules(self._firewall, self._memory.made)
         removed["sets"] = self._keeper.drop_all_but(())
         self._keeper.errors.clear()
+        if problems:
+            raise Refused(problems)
         self._memory.forget()
         return removed
 
@@ -423,6 +429,13 @@ def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewa
 
 def _empty(family: Family) -> Desired:
     return Desired(family, {}, (), ())
+
+
+def _blame(culprits: Sequence[Culprit], family: Family) -> Culprit | None:
+    """The last writer whose tool can have written to this family; several may have written before we looked."""
+    other = (Family.IPV6 if family is Family.IPV4 else Family.IPV4).tool
+    fitting = [culprit for culprit in culprits if not culprit.comm.startswith(other)]
+    return next(iter((fitting or list(culprits))[-1:]), None)
 
 
 def _contended(table: Table, chain: str, by: Culprit | None, wait: float) -> str:

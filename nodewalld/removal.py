@@ -16,30 +16,39 @@ from nodewalld.memory import Made
 Opener = Callable[[Family, Backend], Firewall]
 
 
-def remove_rules(open_firewall: Opener, made: Iterable[Made]) -> dict[str, int]:
-    """Remove rules and chains; returns their numbers."""
+def remove_rules(open_firewall: Opener, made: Iterable[Made]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Remove rules and chains; returns their numbers, and why something of ours is still there."""
     removed = {"rules": 0, "chains": 0}
-    made = tuple(made)
+    made, problems = tuple(made), []
     for backend in Backend:
         for family in Family:
             firewall = open_firewall(family, backend)
             for table in ORDER:
                 empty = [chain for b, f, t, chain in made if (b, f, t) == (backend, family, table)]
-                _remove_from(firewall, table, empty, removed)
+                try:
+                    _remove_from(firewall, table, empty, removed)
+                except (FirewallError, OSError) as error:
+                    if _holds_ours(firewall, table):
+                        problems.append(f"{backend} {family} {table}: {error}")
             firewall.close()
-    return removed
+    return removed, tuple(problems)
+
+
+def _holds_ours(firewall: Firewall, table: Table) -> bool:
+    """Whether chains of ours stand in a table; one that this kernel doesn't have holds none."""
+    try:
+        return bool(firewall.own_chains(table))
+    except OSError:
+        return False
 
 
 def _remove_from(firewall: Firewall, table: Table, made: list[str], removed: dict[str, int]) -> None:
     guard = Guard(firewall)
-    try:
-        observed = firewall.observe_all(table)
-        guard.wrote(table, (name for name, rules in observed.chains.items() if any(r.tag for r in rules)))
-        settled = guard.settle(table, everything=True)
-        if made:
-            _remove_made(firewall, table, made)
-    except (FirewallError, OSError):
-        return  # a table, family or backend that this kernel doesn't have holds nothing of ours
+    observed = firewall.observe_all(table)
+    guard.wrote(table, (name for name, rules in observed.chains.items() if any(r.tag for r in rules)))
+    settled = guard.settle(table, everything=True)
+    if made:
+        _remove_made(firewall, table, made)
     if settled.commits:
         removed["rules"] += sum(1 for rules in observed.chains.values() for rule in rules if rule.tag)
         removed["chains"] += sum(1 for name in observed.chains if name.startswith(OWN_PREFIX))

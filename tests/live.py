@@ -65,15 +65,20 @@ def wait_in_force(daemon: Daemon, *, timeout: float = 10.0) -> None:
         raise LabError(f"{error}\n{daemon.ctl('plan').stdout}\nreasons: {reasons}") from None
 
 
-def at_rest(daemon: Daemon) -> None:
+def asleep(daemon: Daemon) -> None:
     """Wait until it sleeps: one that is stopped in the middle of a pass would hold the xtables lock for ever."""
 
-    def asleep() -> bool:
+    def sleeps() -> bool:
         fields = Path(f"/proc/{daemon.pid}/stat").read_text().rpartition(")")[2].split()
         return fields[0] == "S" and not Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
 
+    wait_for(sleeps, what=f"{daemon.name} to sleep")
+
+
+def at_rest(daemon: Daemon) -> None:
+    """Wait until everything is in force and the daemon sleeps."""
     wait_in_force(daemon)
-    wait_for(asleep, what=f"{daemon.name} to sleep")
+    asleep(daemon)
 
 
 class Did(NamedTuple):

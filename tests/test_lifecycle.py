@@ -6,12 +6,14 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from live import (
     TOOLS,
     WriteLog,
     ask,
+    asleep,
     at_rest,
     events,
     generation,
@@ -360,9 +362,10 @@ def test_a_flow_that_began_in_a_gap_of_a_redirect_is_dead_after_the_repair(guard
     all_is_acknowledged(node)
     guarded.signal(signal.SIGCONT)
     repairs = wait_events(
-        guarded, lambda seen: sum(event["flows_deleted"] for event in seen) >= 2, "repair", since=since
+        guarded, lambda seen: sum(event["flows_deleted"] for event in seen) >= 1, "repair", since=since
     )
-    assert sum(event["flows_deleted"] for event in repairs) == 2
+    # The listener's flow is not deleted but starved, see the next test.
+    assert sum(event["flows_deleted"] for event in repairs) == 1
     assert all(event["table"] == "nat" for event in repairs if event["flows_deleted"])
     wait_in_force(guarded)
     assert not through_dnat.alive(timeout=1)
@@ -377,8 +380,8 @@ def all_is_acknowledged(node: Node) -> None:
         wait_for(lambda ns=ns: "unacked:" not in node.run("ss -tino state established", ns=ns).stdout, what="ACKs")
 
 
-def test_a_flow_whose_server_speaks_first_after_the_cut_is_dead_as_well(guarded: Daemon) -> None:
-    """The server repeats what was not acknowledged, and conntrack takes that for the beginning of a flow of its own."""
+def test_a_flow_whose_server_repeats_itself_after_the_repair_is_dead_as_well(guarded: Daemon) -> None:
+    """Were it deleted, conntrack would take the server's repetition for the beginning of a flow of the server's own."""
     node, stranger, address = guarded.node, layout.STRANGER.ipv4, layout.NODE.ipv4
     serve(node, "node", tcp=[8200])
     at_rest(guarded)
@@ -392,7 +395,7 @@ def test_a_flow_whose_server_speaks_first_after_the_cut_is_dead_as_well(guarded:
     node.run(f"iptables -w -A {deaf}", ns="client")
     assert not flow.alive(timeout=0.3)  # the answer is on its way, and will be sent again
     guarded.signal(signal.SIGCONT)
-    wait_events(guarded, lambda seen: sum(event["flows_deleted"] for event in seen) >= 1, "repair", since=since)
+    wait_events(guarded, bool, "repair", since=since)
     wait_in_force(guarded)
     node.run(f"iptables -w -D {deaf}", ns="client")
     assert not flow.alive(timeout=3)
@@ -732,8 +735,11 @@ def test_a_family_without_tools_does_not_harm_the_other(kube_node: Node, broken:
         ]
         assert [answer.open for answer in connect_all(kube_node, probes)] == [False, True]
         since = last_time(daemon)
+        asleep(daemon)
+        daemon.signal(signal.SIGSTOP)  # both at one look
         for tool in TOOLS.values():
-            kube_node.run(f"{tool} -w -t mangle -F PREROUTING")
+            kube_node.run(f"{tool} -w 5 -t mangle -F PREROUTING")
+        daemon.signal(signal.SIGCONT)
         wait_events(daemon, lambda seen: any(e["family"] == sound for e in seen), "repair", since=since)
         assert not connect_all(kube_node, probes[:1])[0].open
         assert daemon.reload(CONFIG + '[[port]]\nname = "more"\nports = [7]\n').returncode == 0
@@ -748,12 +754,12 @@ def test_a_native_rule_in_a_table_of_ip6tables_does_not_harm_ipv4(laboratory: No
         with Daemon(node, CONFIG) as daemon:
             daemon.wait_ready()
             six = [line for line in node.run("nft list table ip6 mangle").stdout.splitlines() if "NODEWALL" in line]
-            node.run(["nft", "add rule ip6 mangle PREROUTING ct mark 0x5 accept"])
+            node.run(["nft", "insert rule ip6 mangle PREROUTING ct mark 0x5 accept"])
             assert "incompatible" in node.run("ip6tables-save 2>&1").stdout
             wait_for(lambda: ask(daemon, "status")["state"] == "degraded", what="the trouble to be told")
             status = ask(daemon, "status")
             assert all(reason.startswith("ipv6: ") for reason in status["reasons"])
-            assert "incompatible" in " ".join(status["reasons"])
+            assert "ip6tables-nft" in " ".join(status["reasons"])  # in the tool's own words
             since = last_time(daemon)
             node.run("iptables -w -t mangle -F PREROUTING")
             wait_events(daemon, lambda seen: any(e["family"] == "ipv4" for e in seen), "repair", since=since)
@@ -771,6 +777,4 @@ def test_a_native_rule_in_a_table_of_ip6tables_does_not_harm_ipv4(laboratory: No
 
 
 def _capture() -> str:
-    from conftest import CAPTURES  # noqa: PLC0415
-
-    return str(CAPTURES / CAPTURE)
+    return str(Path(__file__).parent / "captures" / CAPTURE)

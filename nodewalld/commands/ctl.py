@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
 def _real_offline() -> Offline:
     from nodewalld.commands import offline  # noqa: PLC0415 - heavy
+    from nodewalld.service import journal  # noqa: PLC0415
 
+    journal.configure(stream_is_journal=False)  # else structlog would print on stdout
     return offline
 
 

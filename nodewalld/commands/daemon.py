@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AlreadyRunning as error:
         print(f"nodewalld: {error}", file=sys.stderr)
     except OSError as error:
-        print(f"nodewalld: {error}", file=sys.stderr)
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"nodewalld: {words}", file=sys.stderr)
     return FAILED
 
 

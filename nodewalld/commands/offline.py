@@ -20,7 +20,7 @@ from nodewalld.kernel.firewall import FirewallError
 from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
 from nodewalld.memory import Memory
-from nodewalld.reconciler import Reconciler, choose_backend, open_firewall
+from nodewalld.reconciler import Reconciler, Refused, choose_backend, open_firewall
 from nodewalld.service.state import StateFolder
 
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
@@ -196,4 +196,7 @@ def remove(state_dir: Path) -> dict[str, Any]:
     reconciler = Reconciler(
         environment=environment, state=StateFolder(state_dir), runtime_dir=state_dir, record=lambda _event: None
     )
-    return {"removed": reconciler.remove()}
+    try:
+        return {"removed": reconciler.remove()}
+    except Refused as error:
+        raise FirewallError(f"some of our rules are still there: {error}") from error

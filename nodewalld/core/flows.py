@@ -19,13 +19,14 @@ _BY_LINK = {Family.IPV4: ipaddress.ip_network("169.254.0.0/16"), Family.IPV6: ip
 
 @dataclass(frozen=True, slots=True)
 class Dialled:
-    """What a client dialled, and the port that answers it now."""
+    """What a client dialled, the port that answers it now, and whether somebody's DNAT leads it elsewhere."""
 
     protocol: str
     source: Address
     destination: Address
     port: int
     answering_port: int = 0
+    rewritten: bool = False
 
 
 def wants_flows(decisions: Decisions) -> bool:
@@ -34,11 +35,20 @@ def wants_flows(decisions: Decisions) -> bool:
 
 
 def slipped(decisions: Decisions, flow: Dialled) -> bool:
-    """Whether a flow goes on that a redirect should have caught: nat sees only a flow's first packet."""
-    return any(
+    """Whether a flow is to be ended that a redirect should have caught: nat sees only a flow's first packet.
+
+    A stranger's flow to a listener of this node itself is not: mangle INPUT drops its packets for as long as conntrack
+    knows who began it. Forgotten, it could be revived by the server's next word, with the client's packets as replies.
+    """
+    own = _is_own(decisions, flow.source)
+    return (flow.rewritten or own) and any(
         j.refusal.action is Action.REDIRECT and flow.answering_port != j.refusal.redirect_to
         for j in refusing(decisions, flow)
     )
+
+
+def _is_own(decisions: Decisions, source: Address) -> bool:
+    return source.is_loopback or str(source) in decisions.addresses
 
 
 def refusing(decisions: Decisions, flow: Dialled) -> tuple[Judgement, ...]:
@@ -46,7 +56,7 @@ def refusing(decisions: Decisions, flow: Dialled) -> tuple[Judgement, ...]:
     sets = dict(decisions.sets)
     if _serves(decisions.failsafe, flow) and _among(decisions.failsafe_sources, flow.source, sets):
         return ()
-    own = flow.source.is_loopback or str(flow.source) in decisions.addresses
+    own = _is_own(decisions, flow.source)
     return tuple(
         judgement
         for judgement in decisions.judgements

@@ -52,13 +52,12 @@ class Summary:
         if not self._kept or (now < self.due and not at_once):
             return ()
         kept, self._kept = self._kept, []
-        return (kept[0],) if len(kept) == 1 else (_sum(kept),)
+        return (kept[0],) if len(kept) == 1 else (_sum(kept, self._last - self._began),)
 
 
-def _sum(kept: list[Event]) -> Event:
-    """One event for many: who, how many, where most, how long the longest."""
-    first, last = kept[0], kept[-1]
-    seconds = (last.time - first.time).total_seconds()
+def _sum(kept: list[Event], seconds: float) -> Event:
+    """One event for many: who, how many, where most, how long the longest. Wall clocks jump, `seconds` do not."""
+    last = kept[-1]
     who = Counter(event.by.name for event in kept if event.by)
     named = (
         f"all by {next(iter(who))}" if len(who) == 1 and sum(who.values()) == len(kept) else _several(who, len(kept))

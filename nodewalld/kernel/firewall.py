@@ -19,7 +19,7 @@ from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.lockwatch import LOCK_FILE, LOCK_FILE_VARIABLE, LockTimeout, XtablesLock
 from nodewalld.kernel.nftables import ChainRule, NftablesReader
-from nodewalld.kernel.process import ProgramError, Result, run
+from nodewalld.kernel.process import ProgramError, Result, installed, run
 from nodewalld.kernel.xtables import LegacyReader
 
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
@@ -88,6 +88,13 @@ class Firewall(Protocol):
 def tool(family: Family, backend: Backend, action: str = "") -> str:
     """The name of an iptables program of one backend, such as ip6tables-nft-restore."""
     return f"{family.tool}-{backend.value}{'-' if action else ''}{action}"
+
+
+def require_tools(families: Iterable[Family], backend: Backend) -> None:
+    """Raise FirewallError where no family has its tools: nothing at all can be done. One that lacks them harms none."""
+    programs = [tool(family, backend, "restore") for family in families]
+    if not any(map(installed, programs)):
+        raise FirewallError(f"{' and '.join(programs)} {'is' if len(programs) == 1 else 'are'} not installed")
 
 
 def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:

@@ -1,6 +1,7 @@
 """The one door to other programs: argument lists, never a shell; a fixed environment; a limit on time."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,21 @@ class Result:
     pid: int
 
 
+def installed(program: str) -> bool:
+    """Whether `run` would find it."""
+    return shutil.which(program, path=_path()) is not None
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:{_MORE_PATH}".lstrip(":")
+
+
 def run(argv: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout: float = 60.0) -> Result:
     """Run a program to its end and return how it ended, whatever its status; `timeout` is in seconds.
 
     Raises ProgramError when it is not there or does not end in time (then it is killed).
     """
-    path = f"{os.environ.get('PATH', '')}:{_MORE_PATH}".lstrip(":")
-    environment = {"PATH": path, "LC_ALL": "C", **(env or {})}
+    environment = {"PATH": _path(), "LC_ALL": "C", **(env or {})}
     try:
         process = subprocess.Popen(
             list(argv),

@@ -7,6 +7,7 @@ safe for that.
 """
 
 import contextlib
+import errno
 import select
 import socket
 import threading
@@ -79,9 +80,10 @@ class ControlServer:
             self._listener.bind(str(self.path))
             self.path.chmod(0o600)
             self._listener.listen(limits.clients)
-        except BaseException:
+        except OSError as error:
             self._listener.close()
-            raise
+            why = f"the control socket can't be made: {error.strerror or error}"
+            raise OSError(error.errno or errno.EINVAL, why, str(self.path)) from error
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
     def start(self) -> None:

@@ -16,6 +16,9 @@ from typing import Any
 from nodewalld.core.config import Sources
 from nodewalld.service.state import StateFolder
 
+LONGEST = 7 * 24 * 3600.0
+"""The longest trial or pause, in seconds."""
+
 _GOOD, _TRIAL, _PAUSE, _UNCONFIRMED = "last-good", "trial", "pause", "unconfirmed"
 
 
@@ -35,12 +38,18 @@ class Trial:
     until: float
 
 
-def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """The id of this boot (random(4)); without /proc every start counts as a boot."""
+def boot_id(proc: Path = Path("/proc")) -> str:
+    """The id of this boot (random(4)), and when its first process began; without /proc every start counts as a boot.
+
+    A container that boots has the kernel's id each time (nspawn's own one is hidden by the unit's sandbox), but another
+    first process.
+    """
     try:
-        return path.read_text().strip()
-    except OSError:
+        kernel = (proc / "sys/kernel/random/boot_id").read_text().strip()
+        began = (proc / "1/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
         return ""
+    return f"{kernel}/{began}"
 
 
 def since_boot() -> float:
@@ -119,12 +128,18 @@ class Tenure:
 
     def _begin(self, name: str, seconds: float, more: dict[str, Any]) -> float | None:
         until = self.clock() + seconds
-        return until if self._state.write(name, {"boot": self._boot, "until": until, **more}) else None
+        if self._state.write(name, {"boot": self._boot, "until": until, **more}):
+            return until
+        self._state.remove(name)  # nor may it be written later, when nobody wants it any more
+        return None
 
     def _until(self, stored: dict[str, Any]) -> float:
+        """0, long over, for what no daemon of this boot can have written."""
         until = stored.get("until")
         same_boot = bool(self._boot) and stored.get("boot") == self._boot
-        return float(until) if same_boot and isinstance(until, int | float) else 0.0
+        if not same_boot or not isinstance(until, int | float) or not 0 <= until <= self.clock() + LONGEST:
+            return 0.0
+        return float(until)
 
 
 def _json(sources: Sources) -> dict[str, Any]:

@@ -138,6 +138,8 @@ class Gates:
     def _origin(self) -> None:
         """Packets that somebody's DNAT has rewritten: by the address and port that the client dialled."""
         chain, local_chain = chain_name("", "origin"), chain_name("", "origin-local")
+        # Made even if it stays empty, as before the network has come up: the gates name it.
+        self.writer.chains[self.table].setdefault(chain, [])
         self._failsafe(chain, (origin_words(s) for s in self.writer.decisions.failsafe))
         for j in self.second:
             judge = ("-j", chain_name("p", j.name))
