@@ -61,7 +61,7 @@ def test_a_full_disk_costs_the_new_state_and_not_the_old(tmp_path: Path, monkeyp
     with capture_logs() as logs:
         assert not folder.write("last", {"generation": 2})
     assert "No space left" in logs[0]["event"]
-    assert folder.read("last") == {"generation": 1}
+    assert StateFolder(tmp_path).read("last") == {"generation": 1}
 
 
 def test_a_folder_that_cannot_be_made_is_no_disaster(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from nodewalld.commands.daemon import REFUSED
 from nodewalld.core.config import Sources
 from nodewalld.core.lockout import Connection, parse_connection
 from nodewalld.service.state import StateFolder
-from nodewalld.service.tenure import Tenure
+from nodewalld.service.tenure import Tenure, boot_id
 
 SOURCES = Sources("/etc/nodewalld", {"/etc/nodewalld/nodewalld.toml": "[failsafe]\nports = []\n"}, {})
 GUARDED = '[[port]]\nname = "a"\nports = [31002]\nallow = ["10.90.0.7", "fd90::7"]\n'
@@ -217,3 +217,17 @@ def test_without_any_good_configuration_nothing_is_changed_and_the_start_fails(n
     assert daemon.wait() == REFUSED
     assert "nodewalld.toml:3" in daemon.log_text()
     assert rules(node) == before
+
+
+def test_a_container_that_boots_again_on_the_same_kernel_counts_as_another_boot(tmp_path: Path) -> None:
+    """Its first process is another one; what else the stat file says (names with spaces and parentheses) is passed by."""
+    (tmp_path / "sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "sys/kernel/random/boot_id").write_text("a6d61e12\n")
+    (tmp_path / "1").mkdir()
+    found = []
+    for name, began in (("systemd", 7), ("in) it", 7), ("systemd", 4711)):
+        (tmp_path / "1/stat").write_text(f"1 ({name}) S 0 {'1 ' * 17}{began} 2 3\n")
+        found.append(boot_id(tmp_path))
+    assert found == ["a6d61e12/7", "a6d61e12/7", "a6d61e12/4711"]
+    (tmp_path / "1/stat").unlink()
+    assert boot_id(tmp_path) == "", "and every start counts as one, where neither can be told"
