@@ -318,7 +318,14 @@ WRONG = {
 }
 
 
-def damage(daemon: Daemon, how: str) -> None:
+def boot_of(daemon: Daemon) -> str:
+    """The boot's id as a daemon in the node sees it."""
+    code = "from nodewalld.service.tenure import boot_id; print(boot_id())"
+    return daemon.node.run([daemon.node.python(), "-c", code]).stdout.strip()
+
+
+def damage(daemon: Daemon, how: str, boot: str) -> None:
+    soon = str(time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
     for name in STATE:
         path = daemon.state_directory / f"{name}.json"
         path.unlink(missing_ok=True)
@@ -330,10 +337,10 @@ def damage(daemon: Daemon, how: str) -> None:
         else:
             content = WRONG[how]
             if isinstance(content, str):
-                boot = daemon.node.run("cat /proc/sys/kernel/random/boot_id").stdout.strip()
-                soon = str(time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
                 content = content.replace("BOOT", boot).replace("SOON", soon).encode()
             path.write_bytes(content)
+            if how == "bad trial" and name == "pause":
+                path.unlink()  # as a pause it would be a good one
 
 
 def repair_state(daemon: Daemon) -> None:
@@ -345,10 +352,10 @@ def repair_state(daemon: Daemon) -> None:
 def test_damaged_state_counts_as_none_and_the_rules_stay(daemon: Daemon) -> None:
     daemon.start()
     daemon.wait_ready()
-    plain = standing(daemon.node)
+    plain, boot = standing(daemon.node), boot_of(daemon)
     for how in (*WRONG, "fifo", "folder"):
         daemon.stop()
-        damage(daemon, how)
+        damage(daemon, how, boot)
         daemon.start()
         daemon.wait_ready(timeout=10)
         status = ask(daemon, "status")
@@ -368,6 +375,18 @@ def test_damaged_state_counts_as_none_and_the_rules_stay(daemon: Daemon) -> None
     assert json.loads((daemon.state_directory / "owned.json").read_text())["sets"] == ["friends", "friends-v6"]
 
 
+def test_state_that_only_looks_strange_is_believed(daemon: Daemon) -> None:
+    """The damage above differs from this by nothing but the damage."""
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + 3600
+    stored = {"boot": boot_of(daemon), "until": until, "more": [{}]}
+    (daemon.state_directory / "pause.json").write_text(json.dumps(stored))
+    daemon.start()
+    daemon.wait_ready()
+    assert ask(daemon, "status")["state"] == "paused"
+    assert daemon.ctl("resume").returncode == 0
+    assert held(daemon)
+
+
 def test_a_damaged_last_good_configuration_is_no_good_one(daemon: Daemon) -> None:
     (daemon.state_directory / "last-good.json").write_text(
         '{"time": "then", "sources": {"directory": "/x", "texts": {"/x/nodewalld.toml": "[["}, "sets": {}}}'
@@ -375,7 +394,8 @@ def test_a_damaged_last_good_configuration_is_no_good_one(daemon: Daemon) -> Non
     daemon.configure("[[port\n")
     daemon.start()
     assert daemon.wait() == 78
-    assert "nodewalld.toml:1" in daemon.log_text()
+    assert f"{daemon.config_directory}/nodewalld.toml:1" in daemon.log_text()
+    assert "of no use any more: /x/nodewalld.toml:1" in daemon.log_text()
     assert "Traceback" not in daemon.log_text()
 
 

@@ -220,7 +220,7 @@ def test_without_any_good_configuration_nothing_is_changed_and_the_start_fails(n
 
 
 def test_a_container_that_boots_again_on_the_same_kernel_counts_as_another_boot(tmp_path: Path) -> None:
-    """Its first process is another one; what else the stat file says (names with spaces and parentheses) is passed by."""
+    """Its first process is another one; names may hold spaces and parentheses."""
     (tmp_path / "sys/kernel/random").mkdir(parents=True)
     (tmp_path / "sys/kernel/random/boot_id").write_text("a6d61e12\n")
     (tmp_path / "1").mkdir()

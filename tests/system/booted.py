@@ -132,6 +132,12 @@ class Machine:
     def _state(self) -> str:
         return self.run("systemctl is-system-running", check=False).stdout.strip()
 
+    def power_off(self) -> None:
+        """In good order: every unit is stopped. `stop()` then ends what is left, and `boot()` boots it again."""
+        assert self._process is not None
+        self.run("systemctl poweroff --no-block", check=False)
+        self._process.wait(30)
+
     def stop(self) -> None:
         """Kill everything of it, whatever state it is in, and wait until it is gone."""
         for cgroup in self._cgroups:
@@ -150,9 +156,8 @@ class Machine:
 
     def run(self, command: str, *, check: bool = True, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a shell command to its end, as root and outside of every unit; MachineError when it fails."""
-        entered = ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
         done = subprocess.run(
-            [*entered, "/bin/sh", "-c", command],
+            self.entered("/bin/sh", "-c", command),
             capture_output=True,
             text=True,
             errors="replace",
@@ -165,6 +170,10 @@ class Machine:
         if check and done.returncode:
             raise MachineError(f"{command!r} exited {done.returncode}\n{done.stdout}{done.stderr}\n{self._journal()}")
         return done
+
+    def entered(self, *command: str) -> list[str]:
+        """A command that runs another one on the machine."""
+        return ["nsenter", "-t", str(self._init), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", *command]
 
     def _journal(self) -> str:
         return self.run("journalctl --sync; journalctl --no-pager -n 40", check=False).stdout

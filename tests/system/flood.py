@@ -1,7 +1,7 @@
 """Sends to guarded and open ports of the machine without a pause, and counts what arrives; runs on the machine itself.
 
 `flood.py receive FILE PORT...` binds UDP ports in both families and keeps the counts in FILE;
-`flood.py send ADDRESS PORT...` sends to each port every millisecond.
+`flood.py send ADDRESS[,SOURCE] PORT...` sends to each port every millisecond.
 """
 
 import contextlib
@@ -33,10 +33,12 @@ def receive(file: Path, ports: list[int]) -> None:
         fresh.rename(file)
 
 
-def send(address: str, ports: list[int]) -> None:
+def send(address: str, source: str, ports: list[int]) -> None:
     """Send for ever."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sender = socket.socket(family, socket.SOCK_DGRAM)
+    if source:
+        sender.bind((source, 0))
     while True:
         for port in ports:
             with contextlib.suppress(OSError):
@@ -49,4 +51,5 @@ if __name__ == "__main__":
     if what == "receive":
         receive(Path(where), list(map(int, numbers)))
     else:
-        send(where, list(map(int, numbers)))
+        to, _, source = where.partition(",")
+        send(to, source, list(map(int, numbers)))

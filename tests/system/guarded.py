@@ -11,6 +11,9 @@ from booted import HOST, Machine, wait_for
 FLOOD = Path(__file__).with_name("flood.py")
 UNIT = "nodewalld.service"
 DROPPED, REJECTED, REDIRECTED, ALLOWED, OPEN = 31002, 31003, 31004, 31005, 31009
+ZONED, ZONED_OPEN = 31010, 31011
+ZONE = {"ipv4": "198.51.100.9", "ipv6": "2001:db8:51::9"}
+"""Further addresses of the peer, in a zone that drops all but one port."""
 
 CONFIG = """
 [daemon]
@@ -61,6 +64,11 @@ rule = "-p tcp --dport 31006 -m set --match-set nobody src -j REJECT --reject-wi
 sources = ["192.0.2.0/24", "2001:db8:9::/48"]
 services = ["ssh"]
 target = "reject"
+
+[zone.shut]
+sources = ["198.51.100.0/24", "2001:db8:51::/48"]
+ports = ["31011/udp"]
+target = "drop"
 
 [[jump]]
 name = "docker-user"
@@ -115,23 +123,40 @@ def probe(machine: Machine, address: str, port: int, enter: str = "ip netns exec
 
 @contextmanager
 def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
-    """UDP from the peer in both families, each millisecond to a dropped and to an open port; the counts so far."""
-    script = machine.put(FLOOD)
-    machine.run(f"systemd-run -q --unit=flood-in /usr/bin/python3 {script} receive /run/flood.json {DROPPED} {OPEN}")
+    """UDP from the peer in both families, each millisecond: to a port that drops and to an open one; the same from
+    an address whose zone drops all but one port. The counts so far of what arrives."""
+    script, ports = machine.put(FLOOD), (DROPPED, OPEN, ZONED, ZONED_OPEN)
+    listen = f"/usr/bin/python3 {script} receive /run/flood.json {' '.join(map(str, ports))}"
+    machine.run(f"rm -f /run/flood.json; systemd-run -q --unit=flood-in {listen}")
     wait_for(machine.path("/run/flood.json").exists, what="the receiver")
+    units = ["flood-in"]
     for family, address in HOST.items():
-        enter = "-p NetworkNamespacePath=/run/netns/peer"
-        command = f"/usr/bin/python3 {script} send {address} {DROPPED} {OPEN}"
-        machine.run(f"systemd-run -q --unit=flood-{family} {enter} {command}")
+        machine.run(f"ip -n peer address replace {ZONE[family]}/{32 if family == 'ipv4' else 128} dev eth0 nodad")
+        for name, where, numbers in (
+            ("plain", address, f"{DROPPED} {OPEN}"),
+            ("zone", f"{address},{ZONE[family]}", f"{ZONED} {ZONED_OPEN}"),
+        ):
+            units.append(f"flood-{name}-{family}")
+            enter = "-p NetworkNamespacePath=/run/netns/peer"
+            command = f"/usr/bin/python3 {script} send {where} {numbers}"
+            machine.run(f"systemd-run -q --unit={units[-1]} {enter} {command}")
 
     def counts() -> dict[str, int]:
         return dict(json.loads(machine.path("/run/flood.json").read_text()))
 
-    wait_for(lambda: counts()[str(OPEN)] > 100, what="the flood")
+    def grown(before: dict[str, int]) -> bool:
+        return all(counts()[str(port)] > before[str(port)] + 100 for port in (OPEN, ZONED_OPEN))
+
+    wait_for(lambda: grown(dict.fromkeys(map(str, ports), 0)), what="the flood")
     yield counts
-    seen = counts()[str(OPEN)]
-    wait_for(lambda: counts()[str(OPEN)] > seen + 100, what="the flood's end")  # it had gone on all the time
-    machine.run("systemctl stop flood-ipv4 flood-ipv6 flood-in")
+    seen = counts()
+    wait_for(lambda: grown(seen), what="the flood's end")  # it had gone on all the time
+    machine.run(f"systemctl stop {' '.join(units)}")
+
+
+def passed(counts: dict[str, int]) -> int:
+    """How many packets came through what drops, port and zone."""
+    return counts[str(DROPPED)] + counts[str(ZONED)]
 
 
 def main_pid(machine: Machine) -> int:
