@@ -36,7 +36,7 @@ def files(tmp_path: Path) -> Path:
 
 def roll_out(fleet: Mapping[str, Machine], files: Path, config: str) -> None:
     (files / "nodewalld/nodewalld.toml").write_text(config)
-    playbook.run({name: partial(connect, m) for name, m in fleet.items()}, files, timeout=f"{LASTS}s")
+    playbook.run({name: partial(connect, m) for name, m in fleet.items()}, files, confirm_within=f"{LASTS}s")
 
 
 def taken(machine: Machine) -> str:
