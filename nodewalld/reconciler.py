@@ -102,12 +102,6 @@ class Reconciler:
         return self._world.backend if self._world else None
 
     @property
-    def tables(self) -> frozenset[Table]:
-        """The tables that hold something of ours."""
-        guards = self._world.guards.values() if self._world else ()
-        return frozenset(table for guard in guards for table in guard.desired.tables)
-
-    @property
     def desired(self) -> int:
         """How many rules there should be."""
         return sum(g.desired.rules for g in self._world.guards.values()) if self._world else 0

@@ -318,10 +318,6 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
-
-
 def _examples(lines: Iterable[str]) -> str:
     return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 

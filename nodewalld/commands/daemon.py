@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nodewalld import __version__
 
-FAILED, USAGE = 1, 2
+FAILED = 1
 REFUSED = 78
 """EX_CONFIG of sysexits.h: no restart can cure it, and the unit does not try."""
 

@@ -55,6 +55,3 @@ _BUILTIN_CHAINS = {
 
 CHAIN_NAME_MAX = 28
 """XT_EXTENSION_MAXNAMELEN - 1: the longest chain name that both backends take."""
-
-SET_NAME_MAX = 31
-"""IPSET_MAXNAMELEN - 1."""

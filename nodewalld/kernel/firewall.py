@@ -5,7 +5,6 @@ can't be read is an error, never "my rules are gone". What reads and writes belo
 """
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from nodewalld.kernel.process import ProgramError, Result, installed, run
 from nodewalld.kernel.xtables import LegacyReader
 
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
-_LINE = re.compile(r"line:? (\d+)")
 _STABLE_ATTEMPTS = 5
 _CONTENTS_MAX = 20_000  # texts kept by content; neighbours and reloads bring new ones
 
@@ -34,11 +32,10 @@ class FirewallError(Exception):
     `busy`: others were writing, so it is worth another try; `fleeting`: at once, it may be over already.
     """
 
-    def __init__(self, text: str, *, busy: bool = False, fleeting: bool = False, line: int = 0) -> None:
+    def __init__(self, text: str, *, busy: bool = False, fleeting: bool = False) -> None:
         super().__init__(text)
         self.busy = busy
         self.fleeting = fleeting
-        self.line = line
 
 
 Fingerprint = object
@@ -131,9 +128,8 @@ class _Tools:
     def _error(name: str, result: Result) -> FirewallError:
         said = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
         words = "; ".join(line for line in said if not line.startswith("Try `"))[:1000]
-        found = _LINE.search(words)
         text = f"{name}: {words or f'ended with status {result.status}'}"
-        return FirewallError(text, busy=result.status == _STATUS_BUSY, line=int(found[1]) if found else 0)
+        return FirewallError(text, busy=result.status == _STATUS_BUSY)
 
     def _save(self, table: Table) -> dict[str, tuple[Rule, ...]]:
         return parse_chains(self._run("save", "-t", table.value).stdout)
