@@ -155,3 +155,12 @@ def test_importing_the_module_does_not_import_pyroute2() -> None:
     code = "import json, sys, nodewalld.kernel.links; print(json.dumps('pyroute2' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+@in_own_namespace
+def test_a_snapshot_leaves_out_what_pyroute2_brings_along() -> None:
+    code = (
+        "import sys; from nodewalld.kernel.links import Links; Links().snapshot(); print('pyroute2.ndb' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
