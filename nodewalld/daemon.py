@@ -37,6 +37,7 @@ from nodewalld.service.heart import Heart
 from nodewalld.service.history import History
 from nodewalld.service.instance import Instance
 from nodewalld.service.journal import announce
+from nodewalld.service.metrics import Metrics, Snapshot
 from nodewalld.service.notify import Notifier
 from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import LONGEST, Tenure
@@ -83,7 +84,7 @@ class Daemon:
         self.folders = folders
         self._notifier = notifier or Notifier()
         self._heart = Heart(self._notifier.watchdog_interval, self._notifier.watchdog)
-        self._history, self._summary = History(), Summary()
+        self._history, self._summary, self._metrics = History(), Summary(), Metrics()
         self._links, self._link_events = Links(), LinkEvents()
         self._disk = state = StateFolder(folders.state)
         self._reconciler = Reconciler(
@@ -115,6 +116,7 @@ class Daemon:
             stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._ring, warn_on_full_buffer=False))
             self._watch()
             stack.callback(self._unwatch)
+            stack.callback(self._metrics.close)
             stack.enter_context(self._heart)
             stack.enter_context(ControlServer(instance, self._desk.handle))
             self._start()
@@ -170,7 +172,9 @@ class Daemon:
     def _turn(self) -> None:
         self._heart.beat()
         now = time.monotonic()
-        timeout = max(0.0, min(self._due.next - now, self._summary.due - now, self._governor.due))
+        timeout = max(
+            0.0, min(self._due.next - now, self._summary.due - now, self._metrics.due - now, self._governor.due)
+        )
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         with self._heart.sleeping(timeout):
@@ -185,6 +189,7 @@ class Daemon:
                 self._failed = True
                 _log.exception(f"A pass failed: {type(error).__name__}: {error}; trying again soon")
             self._after_pass()
+            self._write_metrics(noticed)
 
     def _react(self, sources: set[Any], noticed: float) -> None:
         wake = self._heard(noticed) if self._generations in sources else None
@@ -283,6 +288,16 @@ class Daemon:
         if old.sentence() != self.status.sentence():
             self._notifier.status(self.status.sentence())
 
+    def _write_metrics(self, noticed: float) -> None:
+        """Count the pass that began when it was `noticed`, and write what is due."""
+
+        def look() -> Snapshot:
+            return Snapshot(self.status, self._reconciler.set_sizes(), self._reconciler.counts())
+
+        now = time.monotonic()
+        self._metrics.passed(now - noticed)
+        self._metrics.write(self._governor.config.daemon.metrics, look, now)
+
     @property
     def _resting(self) -> bool:
         """Whether nothing is to be enforced now, because somebody asked for that."""
@@ -332,6 +347,7 @@ class Daemon:
     def _record(self, event: Event) -> None:
         """Every event goes into the history; the journal hears of a flood in short."""
         self._history.add(event)
+        self._metrics.take(event)
         for told in self._summary.take(event, time.monotonic()):
             announce(told)
 

@@ -7,11 +7,11 @@ its tool prints what we wrote.
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nodewalld.core.desired import Desired, DesiredTable
-from nodewalld.core.events import Reason
+from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
+from nodewalld.core.events import Count, Reason
 from nodewalld.core.pacing import Pacer
 from nodewalld.core.plan import (
     Change,
@@ -24,6 +24,7 @@ from nodewalld.core.plan import (
     stray_targets,
     wanted_chains,
 )
+from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
 
@@ -293,6 +294,19 @@ class Guard:
         """Rules that stood right when their table was last found right."""
         states = (self._tables[table] for table in self._used())
         return sum(s.plan.in_place for s in states if s.plan and not s.error)
+
+    def counts(self) -> Iterator[Count]:
+        """What our rules have seen, without those that only lead on or back, and without chains that are not whole."""
+        for table in self._used():
+            chains = self.desired.tables[table].chains
+            found = self.firewall.tallies(table, [chain.name for chain in chains])
+            for chain in chains:
+                if len(found[chain.name]) != len(chain.lines):
+                    continue
+                for line, seen in zip(chain.lines, found[chain.name], strict=True):
+                    target = Rule(line.text).target
+                    if target != "RETURN" and not target.startswith(OWN_PREFIX):
+                        yield Count(self.family, table, chain.name, line.entry, target, *seen)
 
     def own_chains(self, table: Table) -> frozenset[str]:
         """Our chains by the names of the desired ones; what else bears the prefix is left over."""

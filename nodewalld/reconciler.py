@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason
+from nodewalld.core.events import Contention, Count, Culprit, Event, Kind, Reason
 from nodewalld.core.iptables.render import render
 from nodewalld.core.plan import Change
 from nodewalld.core.words import Backend, Family, Table
@@ -81,7 +82,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.environment = environment
-        self._runtime_dir = runtime_dir
+        self._firewall = partial(open_firewall, runtime_dir=runtime_dir)
         self._record = record
         self._clock = clock
         self._world: _World | None = None
@@ -97,6 +98,10 @@ class Reconciler:
     # What there is to tell
 
     @property
+    def _guards(self) -> Mapping[Family, Guard]:
+        return self._world.guards if self._world else {}
+
+    @property
     def backend(self) -> Backend | None:
         """The backend that holds the rules; None while none are held."""
         return self._world.backend if self._world else None
@@ -104,45 +109,51 @@ class Reconciler:
     @property
     def desired(self) -> int:
         """How many rules there should be."""
-        return sum(g.desired.rules for g in self._world.guards.values()) if self._world else 0
+        return sum(guard.desired.rules for guard in self._guards.values())
 
     @property
     def in_place(self) -> int:
         """How many of them stood right at the last look."""
-        return sum(g.in_place for g in self._world.guards.values()) if self._world else 0
+        return sum(guard.in_place for guard in self._guards.values())
 
     def take_own_ports(self) -> frozenset[int]:
         """Process ids (netlink port ids) of our own writers since the last call; later they may be another's."""
-        guards = tuple(self._world.guards.values()) if self._world else ()
-        ports = frozenset(pid for guard in guards for pid in guard.own_pids)
-        for guard in guards:
+        ports = frozenset(pid for guard in self._guards.values() for pid in guard.own_pids)
+        for guard in self._guards.values():
             guard.own_pids.clear()
         return ports
 
     def family_reasons(self, family: Family) -> tuple[str, ...]:
         """Why the rules of a family are not all in force as meant."""
-        if self._world is None or family not in self._world.guards:
+        guard = self._guards.get(family)
+        if guard is None:
             return ()
-        guard = self._world.guards[family]
         errors = (f"{table}: {error}" for table, error in guard.errors)
         return tuple(f"{family}: {text}" for text in dict.fromkeys((*errors, *guard.unmet)))
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why not everything is in force as meant; empty when it is."""
-        families = self._world.guards if self._world else ()
         cutting = (self._cutter.error,) if self._cutter.error else ()
         return (
             *self._keeper.reasons,
             *cutting,
-            *(r for family in families for r in self.family_reasons(family)),
+            *(r for family in self._guards for r in self.family_reasons(family)),
         )
+
+    def counts(self) -> tuple[Count, ...]:
+        """What our rules have seen; starts no process."""
+        return tuple(count for guard in self._guards.values() for count in guard.counts())
+
+    def set_sizes(self) -> dict[str, int]:
+        """How many entries each kernel set should hold."""
+        return {s.name: len(s.networks) for guard in self._guards.values() for s in guard.desired.sets}
 
     def contention(self) -> tuple[Contention, ...]:
         """Who takes a place of ours back again and again, and what would end it."""
         now, wall = self._clock(), datetime.now(UTC)
         found = []
-        for family, guard in self._world.guards.items() if self._world else ():
+        for family, guard in self._guards.items():
             for (table, chain), contest in guard.pacer.contests(now).items():
                 by = self._takers.get((family, table, chain))
                 found.append(
@@ -170,14 +181,12 @@ class Reconciler:
     @property
     def blocked(self) -> bool:
         """Whether something failed only because others were writing."""
-        guards = self._world.guards.values() if self._world else ()
-        return any(guard.busy for guard in guards)
+        return any(guard.busy for guard in self._guards.values())
 
     @property
     def due(self) -> float:
         """When (monotonic) another look is due without any event, because something was put off; else infinity."""
-        guards = self._world.guards.values() if self._world else ()
-        return min((guard.due for guard in guards), default=float("inf"))
+        return min((guard.due for guard in self._guards.values()), default=float("inf"))
 
     # Enforcing a configuration
 
@@ -210,9 +219,6 @@ class Reconciler:
             kept = old.guards.get(family) if old and old.backend is backend else None
             guards[family] = kept or Guard(self._firewall(family, backend), prints.get(family), self._clock)
         return _World(backend, guards)
-
-    def _firewall(self, family: Family, backend: Backend) -> Firewall:
-        return open_firewall(family, backend, self._runtime_dir)
 
     def _move(self, world: _World, decisions: Mapping[Family, Decisions], *, strict: bool) -> bool:
         """From what a world holds to what is decided, by way of both together."""
@@ -441,6 +447,4 @@ def _contended(table: Table, chain: str, by: Culprit | None, wait: float) -> str
 
 
 def _subjects(changes: list[Change]) -> str:
-    if len(changes) == 1:
-        return changes[0].subject
-    return f"{changes[0].subject} and {len(changes) - 1} more"
+    return changes[0].subject if len(changes) == 1 else f"{changes[0].subject} and {len(changes) - 1} more"

@@ -99,6 +99,7 @@ def stage(tree: Path, made: Release) -> None:
         _write_compressed(tree / f"usr/share/man/man{page[-1]}/{page}.gz", text)
     documents = tree / "usr/share/doc/nodewalld"
     _copy(HERE / "debian/copyright", documents / "copyright")
+    _copy(ROOT / "docs/alerts.yml", documents / "alerts.yml")
     _write(documents / "nodewalld.cdx.json", bundle.bill_of_materials(site, made.version, made.epoch))
     _write_compressed(documents / "changelog.gz", made.changelog)
     _settle(tree, made.epoch)

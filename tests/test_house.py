@@ -43,6 +43,7 @@ FORBIDDEN_IN_CORE = {
     "tempfile",
 }
 HOMES = {
+    "prometheus_client": {"service/metrics.py"},
     "pyroute2": {"kernel/links.py", "kernel/sets.py"},
     "watchdog": {"kernel/lockwatch.py"},
     "sdnotify": {"service/notify.py"},

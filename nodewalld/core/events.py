@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from nodewalld.core.words import Backend, Family, Table
 
@@ -227,6 +227,18 @@ class Contention:
             "since": rfc3339(self.since),
             "by": self.by and self.by.to_json(),
         }
+
+
+class Count(NamedTuple):
+    """What one rule of an entry has seen; `target` is "" for a rule that only counts."""
+
+    family: Family
+    table: Table
+    chain: str
+    entry: str
+    target: str
+    packets: int
+    octets: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,9 @@ class Firewall(Protocol):
     def counters(self, table: Table) -> str:
         """The table as iptables-save prints it with packet and byte counters."""
 
+    def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Packets and bytes that each rule of these chains has seen, from the top; starts no process."""
+
     def commit(self, script: str) -> int:
         """Commit one transaction and return the writer's pid; raises FirewallError with iptables' own words."""
 
@@ -227,6 +230,9 @@ class NftFirewall(_Tools):
         pairs = zip(held, read, strict=True)
         self._contents.update({(table, rule.digest): text for rule, text in pairs if not rule.looks_up})
 
+    def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+        return {name: self._reader.tallies(self.family, table.value, name) for name in chains}
+
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid
 
@@ -280,6 +286,10 @@ class LegacyFirewall(_Tools):
         if table.value not in self._reader.tables():
             return Observed({})
         return Observed(self._save(table))
+
+    def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
+        found = self._reader.tallies(table.value)
+        return {name: found.get(name, ()) for name in chains}
 
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid

@@ -55,6 +55,8 @@ _GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_WORDS = frozenset({5, 7})  # NFTA_RULE_COMPAT, NFTA_RULE_USERDATA (the comment)
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_COUNTER_VALUES = (2, 1)  # NFTA_COUNTER_PACKETS, NFTA_COUNTER_BYTES
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
 _JUMPS = frozenset({0xFFFFFFFD, 0xFFFFFFFC})  # NFT_JUMP -3, NFT_GOTO -4
 
@@ -229,6 +231,12 @@ class NftablesReader:
         found = self._steadily(read, what)
         return None if found is None else tuple([_parse_rule(answer) for answer in found])
 
+    def tallies(self, family: Family, table: str, chain: str) -> tuple[tuple[int, int], ...]:
+        """What each rule of a chain has seen, from its top: packets and bytes; nothing where there is no such chain."""
+        body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
+        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"count in chain {chain} of {table} ({family})")
+        return tuple(_tally(answer) for _, answer in answers)
+
     def chain_exists(self, family: Family, table: str, chain: str) -> bool:
         """Whether the table has a chain of this name."""
         body = netfilter_body(NFPROTO[family], text(_CHAIN_TABLE, table), text(_CHAIN_NAME, chain))
@@ -309,6 +317,18 @@ def _parse_rule(answer: bytes) -> ChainRule:
         elif kind in _RULE_WORDS:
             digest.update(content[start - 4 : end])
     return ChainRule(handle, digest.digest(), jump, _TAG in answer, _LOOKUP in answer)
+
+
+def _tally(answer: bytes) -> tuple[int, int]:
+    """Packets and bytes of the rule's counter; iptables gives each rule one."""
+    first, last = spans(answer, BODY, len(answer))[_RULE_EXPRESSIONS]
+    for _, start, end in attributes(answer, first, last):
+        parts = spans(answer, start, end)
+        if string(answer, *parts[_EXPRESSION_NAME]) == "counter":
+            counter = spans(answer, *parts[_EXPRESSION_DATA])
+            packets, octets = (U64.unpack_from(answer, counter[kind][0])[0] for kind in _COUNTER_VALUES)
+            return packets, octets
+    return 0, 0
 
 
 def _mask_expressions(content: bytearray, start: int, end: int) -> str | None:

@@ -28,6 +28,7 @@ _INFO = struct.Struct("@32sI5I5III")  # name, hooks, where their rules begin, th
 _HEAD = 40  # ipt_get_entries up to the entries
 _ATTEMPTS = 10  # a table that is replaced between the two calls has another size: EAGAIN
 _NO_COUNTERS = bytes(16)
+_COUNTERS = struct.Struct("@QQ")  # packets, bytes
 _OFFSETS = struct.Struct("@HH")  # of the target and of the next entry
 _ERROR_TARGET = b"ERROR\0"
 
@@ -102,15 +103,23 @@ class LegacyReader:
         content = self._content(table)
         if content is None:
             return ()
-        # The head of a user's chain is an entry with an ERROR target that holds the name; the table ends in
-        # another.
-        entries, names = content[1], []
+        heads = (_chain_name(content[1], start + target) for start, target, _ in self._walk(content[1]))
+        return tuple(name for name in heads if name is not None)[:-1]
+
+    def tallies(self, table: str) -> dict[str, tuple[tuple[int, int], ...]]:
+        """What each rule of the user's chains has seen: packets and bytes, by chain and from its top."""
+        content = self._content(table)
+        found: dict[str, list[tuple[int, int]]] = {}
+        rules: list[tuple[int, int]] = []
+        entries = content[1] if content else bytearray()
         for start, target, _ in self._walk(entries):
-            at = start + target
-            if entries[at + 2 : at + 8] == _ERROR_TARGET:
-                name = bytes(entries[at + 32 : at + 62]).split(b"\0", 1)[0]
-                names.append(name.decode(errors="surrogateescape"))
-        return tuple(names[:-1])
+            name = _chain_name(entries, start + target)
+            if name is None:
+                rules.append(_COUNTERS.unpack_from(entries, start + self._layout.counters))
+            else:
+                rules = found.setdefault(name, [])
+        # A user's chain ends in a RETURN that nobody wrote.
+        return {name: tuple(seen[:-1]) for name, seen in found.items()}
 
     def has_chain(self, table: str, name: str) -> bool:
         """Whether a table holds a user's chain of this name."""
@@ -170,3 +179,13 @@ class LegacyReader:
         level = self._layout.level
         done = _libc.getsockopt(self._socket.fileno(), level, option, first, ctypes.byref(length))
         return ctypes.get_errno() if done != 0 else 0
+
+
+def _chain_name(entries: bytearray, at: int) -> str | None:
+    """The name of the user's chain that begins with the target at this place; None where none begins.
+
+    The head of a user's chain is an entry with an ERROR target that holds the name; the table ends in another.
+    """
+    if entries[at + 2 : at + 8] != _ERROR_TARGET:
+        return None
+    return bytes(entries[at + 32 : at + 62]).split(b"\0", 1)[0].decode(errors="surrogateescape")

@@ -35,6 +35,7 @@ NEEDED = {
     "usr/sbin/nodewalld",
     "usr/share/bash-completion/completions/nodewallctl",
     "usr/share/bash-completion/completions/nodewalld",
+    "usr/share/doc/nodewalld/alerts.yml",
     "usr/share/doc/nodewalld/changelog.gz",
     "usr/share/doc/nodewalld/copyright",
     "usr/share/doc/nodewalld/nodewalld.cdx.json",
