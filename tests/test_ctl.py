@@ -14,6 +14,7 @@ import pytest
 from nodewalld.commands import ctl
 from nodewalld.configuration.errors import ConfigError
 from nodewalld.core.config import Config, Problem, SetEntry, Where
+from nodewalld.service import wire
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.instance import Instance
 from nodewalld.service.wire import Refused
@@ -172,6 +173,31 @@ def test_status_prints_one_screen_with_everything_that_matters(run: Run, daemon:
         assert word in out
     assert "\x1b" not in out
     assert len(out.splitlines()) < 24
+
+
+@pytest.mark.parametrize(("terminal", "begins"), [(True, "\x1b[Hnodewalld: "), (False, "nodewalld: ")])
+def test_watching_shows_what_changes_and_a_daemon_that_goes(
+    run: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, terminal: bool, begins: str
+) -> None:
+    states = iter(["degraded", "enforcing", "enforcing", wire.NoDaemon("nodewalld is not running"), "enforcing"])
+
+    def call(*_asked: object) -> dict[str, Any]:
+        state = next(states, KeyboardInterrupt())
+        if isinstance(state, BaseException):
+            raise state
+        return {**STATUS, "state": state}
+
+    monkeypatch.setattr(ctl.client, "call", call)
+    monkeypatch.setattr(ctl, "_WATCH_EVERY", 0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    status, out, _ = run("status", "--watch")
+    assert status == 130
+    assert out.startswith(begins)
+    screens = out.split("nodewalld: ")[1:]
+    told = [screen.split(" ")[0] for screen in screens]
+    assert told == ["degraded", "enforcing", "enforcing"]
+    assert "nodewalld is not running" in screens[1]
 
 
 def test_status_of_a_younger_or_older_daemon_is_printed_as_far_as_it_goes(run: Run, daemon: Daemon) -> None:

@@ -9,9 +9,10 @@ Heavy modules are imported by the command that needs them: `status` is run by sc
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import nodewalld
 from nodewalld.commands import render, steer
@@ -37,6 +38,8 @@ from nodewalld.service import client, wire
 
 if TYPE_CHECKING:
     from nodewalld.core.config import Config, Problem
+
+_WATCH_EVERY = 0.5  # seconds
 
 
 def _real_offline() -> Offline:
@@ -136,6 +139,8 @@ def _show(args: argparse.Namespace, tools: Tools) -> int:
 
 
 def _status(args: argparse.Namespace, _tools: Tools) -> int:
+    if args.watch:
+        _watch_status(args)
     try:
         value = client.call(socket_of(args), {"command": "status"}, QUICK)
     except (wire.NoDaemon, wire.NoAnswer) as error:
@@ -145,6 +150,27 @@ def _status(args: argparse.Namespace, _tools: Tools) -> int:
     else:
         print_lines(render.status(value, render.Paint(sys.stdout)))
     return GOOD if value.get("state") == "enforcing" else ATTENTION
+
+
+def _watch_status(args: argparse.Namespace) -> NoReturn:
+    """Until Ctrl-C: in place on a terminal, else what has changed; a daemon that is away may come back."""
+    shown: object = None
+    while True:
+        try:
+            value = client.call(socket_of(args), {"command": "status"}, QUICK)
+        except (wire.NoDaemon, wire.NoAnswer) as error:
+            value = {"error": str(error)}
+        if value != shown:
+            shown = value
+            lines = [value["error"]] if "error" in value else list(render.status(value, render.Paint(sys.stdout)))
+            if args.json:
+                print_json(value)
+            elif sys.stdout.isatty():
+                print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="")
+            else:
+                print_lines([*lines, ""])
+            sys.stdout.flush()
+        time.sleep(_WATCH_EVERY)
 
 
 def _history(args: argparse.Namespace, _tools: Tools) -> int:
@@ -194,7 +220,7 @@ COMMANDS = {
         _status,
         "are the rules in force?",
         "Exit status: 0 enforcing, 3 degraded, starting, paused or idle, 4 no daemon.",
-        ("nodewallctl status", "nodewallctl status --json", "nodewallctl --runtime-dir /run/other status"),
+        ("nodewallctl status", "nodewallctl status --watch", "nodewallctl status --json"),
     ),
     "show": _Command(
         _show,
@@ -284,6 +310,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="instead of --config")
     if name == "check":
         parser.add_argument("--strict", action="store_true", help="warnings are errors")
+    if name == "status":
+        parser.add_argument("--watch", action="store_true", help="go on, until Ctrl-C, with what changes")
     if name == "show":
         parser.add_argument("--compiled", action="store_true", help="the desired rules, as iptables text")
     if name == "history":
