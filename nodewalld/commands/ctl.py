@@ -196,6 +196,12 @@ def _print_events(events: Sequence[render.Json], as_json: bool, *, head: bool) -
     sys.stdout.flush()
 
 
+def _report(args: argparse.Namespace, tools: Tools) -> int:
+    from nodewalld.commands.report import report  # noqa: PLC0415 - heavy
+
+    return report(args, tools)
+
+
 class _Command(NamedTuple):
     run: Callable[[argparse.Namespace, Tools], int]
     summary: str
@@ -270,6 +276,12 @@ COMMANDS = {
         "Exit status: 0 resumed, 1 there was no pause.",
         ("nodewallctl resume",),
     ),
+    "report": _Command(
+        _report,
+        "write one file with everything that a maintainer needs to understand this node",
+        "Versions, configuration, rules of both backends, history, journal. It holds addresses, and no secrets.",
+        ("nodewallctl report", "nodewallctl report --output /tmp/node7.tar.gz"),
+    ),
     "remove": _Command(
         steer.remove,
         "take all of nodewalld's rules, chains and sets out of the kernel, and nothing else",
@@ -317,6 +329,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "history":
         parser.add_argument("-n", metavar="N", type=_number, help="only the newest N")
         parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    if name == "report":
+        parser.add_argument("--output", metavar="FILE", type=Path, help="default nodewalld-report-TIME.tar.gz, here")
     if name == "try":
         parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="the folder (default: --config)")
         parser.add_argument("--timeout", metavar="TIME", type=steer.duration, default=60.0, help="default 60s")
