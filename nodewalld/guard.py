@@ -313,8 +313,10 @@ class Guard:
         return frozenset(chain.name for chain in self.desired.tables.get(table, DesiredTable()).chains)
 
     def leftovers(self, table: Table) -> bool:
-        """Whether chains of ours stand in a table that nothing wants there."""
+        """Whether chains of ours stand in a table that nothing wants there; not those that have been spared."""
+        last = self._tables[table].plan
+        spared = last.spared if last else frozenset()
         try:
-            return bool(self.firewall.own_chains(table) - self.own_chains(table))
+            return bool(self.firewall.own_chains(table) - self.own_chains(table) - spared)
         except OSError:
             return False

@@ -64,6 +64,8 @@ class FakeTable:
             self.chains[chain] = []
         elif command == "-X":
             assert not self.chains[chain], f"{chain} is not empty"
+            users = [name for name, rules in self.chains.items() if any(Rule(rule).target == chain for rule in rules)]
+            assert not users, f"{chain} is in use by {users}"
             del self.chains[chain]
         else:
             raise AssertionError(f"unknown command: {line}")

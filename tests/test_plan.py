@@ -36,6 +36,10 @@ ANCHORS = (
 )
 
 
+TO_STALE = "-i eth9 -j NODEWALL-stale"
+STALE = (["-j DROP"], ['-m comment --comment "nodewalld:rule/gone" -j DROP', "-j DROP"], [])
+
+
 def placement(position: Position, number: int = 0, chain: str = "FORWARD", target: str = "") -> Placement:
     tag = f"at/{position.place.value}-{number}"
     target = target or f"NODEWALL-{number}"
@@ -86,7 +90,9 @@ def worlds(draw: st.DrawFn) -> tuple[DesiredTable, FakeTable]:
         lines = [line.text for line in chain.lines]
         chains[chain.name] = draw(st.sampled_from([lines, lines[:1], [], [*lines, "-j ACCEPT"]]))
     if draw(st.booleans()):
-        chains["NODEWALL-stale"] = ["-j DROP"]
+        chains["NODEWALL-stale"] = draw(st.sampled_from(STALE))
+        if draw(st.booleans()):
+            rules.insert(draw(st.integers(0, len(rules))), TO_STALE)
     return wanted, FakeTable(Table.FILTER, chains)
 
 
@@ -96,7 +102,20 @@ def test_planning_after_committing_finds_nothing_to_do(world: tuple[DesiredTable
     foreign = table.foreign()
     settle(wanted, table)
     assert table.foreign() == foreign
-    assert "NODEWALL-stale" not in table.chains
+    assert ("NODEWALL-stale" in table.chains) == (TO_STALE in table.chains["FORWARD"])
+
+
+@pytest.mark.parametrize(
+    ("content", "left"), [(STALE[0], STALE[0]), (STALE[1], []), (STALE[2], [])], ids=["foreign", "ours", "empty"]
+)
+def test_a_chain_that_a_foreign_rule_leads_to_blocks_nothing_and_keeps_what_is_foreign(
+    content: list[str], left: list[str]
+) -> None:
+    """The kernel refuses to delete it, and the transaction with it: then nothing at all would be in force."""
+    table = FakeTable(Table.FILTER, {"FORWARD": [TO_STALE], "NODEWALL-stale": content})
+    settle(desired(Position()), table)
+    assert table.chains["NODEWALL-stale"] == left
+    assert [Rule(text).target for text in table.chains["FORWARD"]] == ["NODEWALL-0", "NODEWALL-stale"]
 
 
 @given(worlds())

@@ -63,7 +63,8 @@ class TablePlan:
     """What to write into one table (`commands`, in iptables-restore's words), why, and what can't be met now.
 
     `held` is true when something was left where it is because its anchor vanished only a moment ago; `seen` says
-    for every anchored placement ("CHAIN TAG") which of its anchors are there.
+    for every anchored placement ("CHAIN TAG") which of its anchors are there; `spared` names chains of ours
+    that stay because foreign rules lead to them.
     """
 
     family: Family
@@ -75,6 +76,7 @@ class TablePlan:
     desired: int
     seen: Mapping[str, frozenset[str]]
     held: bool = False
+    spared: frozenset[str] = frozenset()
 
     @property
     def script(self) -> str:
@@ -158,6 +160,7 @@ def plan(
         desired.rules,
         draft.seen,
         draft.was_held,
+        draft.spared,
     )
 
 
@@ -179,6 +182,7 @@ class _Draft:
     seen: dict[str, frozenset[str]] = field(default_factory=dict)
     was_held: bool = False
     created: set[str] = field(default_factory=set)
+    spared: frozenset[str] = frozenset()
 
     def there(self, chain: str) -> bool:
         return chain in self.table.builtin_chains or chain in self.observed.chains or chain in self.created
@@ -224,16 +228,25 @@ class _Draft:
             _ChainPlan(self, name, sorted(standing, key=_our_order)).write()
 
     def stale(self, wanted: Collection[str]) -> None:
-        """Chains of ours that nothing wants, under our prefix or under a name that somebody gave them."""
-        names = [
-            name
-            for name, rules in self.observed.chains.items()
+        """Chains of ours that nothing wants, under our prefix or under a name that somebody gave them.
+
+        One that a foreign rule leads to stays: the kernel would refuse to delete it, and with it the whole transaction.
+        It is emptied when it holds rules of ours, else it only bears a name like ours.
+        """
+        chains = self.observed.chains
+        ours = {
+            name: rules
+            for name, rules in chains.items()
             if name not in wanted
             and name not in self.table.builtin_chains
             and (name.startswith(OWN_PREFIX) or (rules and all(map(_lives_in_ours, rules))))
-        ]
+        }
+        replaced = {name for name in wanted if name.startswith(OWN_PREFIX)}
+        foreign = (rules for name, rules in chains.items() if name not in ours and name not in replaced)
+        self.spared = frozenset({rule.target for rules in foreign for rule in rules if not rule.tag} & ours.keys())
+        names = [n for n, rules in ours.items() if n not in self.spared or any(rule.tag for rule in rules)]
         self.last.extend(f"-F {name}" for name in names)
-        self.last.extend(f"-X {name}" for name in names)
+        self.last.extend(f"-X {name}" for name in names if name not in self.spared)
         self.changes.extend(
             Change(name, Reason.CHANGED, f"the chain {name}", "was left over from us") for name in names
         )

@@ -1,0 +1,103 @@
+"""Beside every real ruleset ours are placed, foreign rules stay byte for byte as they were, and nothing is left to do.
+
+A daemon runs while one captured ruleset after another replaces all tables under it, as a restore at boot would. A node
+without a daemon takes the same and shows what the foreign rules look like alone.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from live import TOOLS, wait_in_force
+
+from lab.daemon import Daemon
+from lab.node import FAMILIES, BackendName, Node
+
+pytestmark = pytest.mark.kernel
+
+CAPTURES = Path(__file__).with_name("captures")
+
+CONFIG = """
+[set.friends]
+entries = ["10.90.0.7", "fd90::7"]
+
+[zone.internal]
+sources = ["@friends"]
+services = ["ssh"]
+target = "reject"
+
+[[port]]
+name = "vault"
+ports = [31002]
+allow = ["@friends"]
+
+[[port]]
+name = "relay"
+ports = [30001]
+action = "redirect"
+
+[[forward]]
+name = "transit"
+destination = ["10.42.0.0/16", "fd42::/48"]
+action = "reject"
+position = { after = ["cali-FORWARD", "KUBE-FORWARD", "DOCKER*"], before = ["ACCEPT"] }
+
+[[rule]]
+name = "last-word"
+table = "filter"
+chain = "FORWARD"
+rule = "-m conntrack --ctstate INVALID -j DROP"
+position = "last"
+
+[[jump]]
+name = "docker-user"
+table = "filter"
+from = "FORWARD"
+to = "DOCKER-USER"
+"""
+
+
+class Pair:
+    """A guarded node and one without a daemon, to which the same is done."""
+
+    def __init__(self, guarded: Node, alone: Node, daemon: Daemon) -> None:
+        self.guarded, self.alone, self.daemon = guarded, alone, daemon
+
+    def stand(self, capture: Path) -> None:
+        """Load a ruleset into both, and see ours in force without any change of the foreign rules."""
+        self.alone.load(capture)
+        # What the [[jump]] asks for is foreign in name.
+        for family in FAMILIES:
+            tool = TOOLS[family]
+            self.alone.run(
+                f"{tool} -N DOCKER-USER; {tool} -C FORWARD -j DOCKER-USER || {tool} -A FORWARD -j DOCKER-USER"
+            )
+        self.guarded.load(capture)
+        wait_in_force(self.daemon)
+        assert foreign(self.guarded) == foreign(self.alone)
+        forward = self.guarded.chain("filter", "FORWARD")
+        assert forward.count("-j DOCKER-USER") == 1
+        assert len([rule for rule in forward if "nodewalld:" in rule]) >= 3
+
+
+@pytest.fixture(scope="module", params=["nft", "legacy"])
+def pair(laboratory: None, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    backend: BackendName = request.param
+    config = f'[daemon]\nbackend = "{backend}"\n{CONFIG}'
+    with Node(backend) as guarded, Node(backend) as alone, Daemon(guarded, config) as daemon:
+        daemon.wait_ready()
+        yield Pair(guarded, alone, daemon)
+
+
+def foreign(node: Node) -> list[str]:
+    """All foreign rules; the one jump to DOCKER-USER stands where it is asked for, and is looked at by itself."""
+    return [line for line in node.snapshot().splitlines() if line != "-A FORWARD -j DOCKER-USER"]
+
+
+def stems(folder: Path, pattern: str = "*") -> list[Path]:
+    return sorted({path.with_name(path.name.split(".v4.")[0]) for path in folder.glob(f"{pattern}.v4.*")})
+
+
+@pytest.mark.parametrize("capture", stems(CAPTURES), ids=lambda path: path.name)
+def test_ours_stand_beside_a_real_ruleset_that_stays_as_it_is(pair: Pair, capture: Path) -> None:
+    pair.stand(capture)
