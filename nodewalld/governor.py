@@ -135,7 +135,7 @@ class Governor:
         self.trial, self.fallback = None, ""
         self._tenure.enforced(config.sources)
         self._tell(Kind.RELOAD, "the configuration was reloaded" + ("" if changed else "; nothing had to change"))
-        shut = lockouts(config, self._reconciler.environment(), connection) if connection else ()
+        shut = self._shut(config, connection)
         return {"generation": self.generation, "changed": changed, "warnings": list(shut)}
 
     def begin_trial(
@@ -151,7 +151,7 @@ class Governor:
             config = load(directory)
         except ConfigError as error:
             raise Refused("the configuration was refused", tuple(map(str, error.problems))) from error
-        shut = lockouts(config, self._reconciler.environment(), connection) if connection else ()
+        shut = self._shut(config, connection)
         if shut and not yes:
             raise Refused("this would shut the connection that you are using; `--yes` tries it all the same", shut)
         before = self.config
@@ -260,6 +260,10 @@ class Governor:
             raise Refused("the configuration could not be enforced; the old rules stand", (str(error),)) from error
         self._took(config)
         return changed
+
+    def _shut(self, config: Config, connection: Connection | None) -> tuple[str, ...]:
+        """What of a configuration shuts the connection that asks for it."""
+        return tuple(map(str, lockouts(config, self._reconciler.environment(), connection))) if connection else ()
 
     def _took(self, config: Config) -> None:
         self.config, self.error, self.idle, self.owed = config, "", False, False

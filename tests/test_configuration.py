@@ -347,8 +347,8 @@ def test_families_that_the_daemon_has_not_are_taken_out_and_warned_of_when_none_
     assert [jump.families for jump in config.jumps] == [()]
     says = 'none of these is in daemon.families: it is never written (add "ipv6" to daemon.families)'
     assert warnings(folder) == [
-        f"nodewalld.toml:7: rule.b.families: {says}",
-        f"nodewalld.toml:17: jump.c.families: {says}",
+        f"nodewalld.toml:7: rule.b.families: {says} [family-off]",
+        f"nodewalld.toml:17: jump.c.families: {says} [family-off]",
     ]
 
 
@@ -364,15 +364,16 @@ def test_families_that_the_daemon_has_not_are_taken_out_and_warned_of_when_none_
     ],
 )
 def test_a_mark_that_a_neighbour_uses_is_warned_of(mark: str, users: str, write: Write) -> None:
-    expected = f'nodewalld.toml:2: daemon.mark: {mark} is in use by {users} ("0x1000" is free of them)'
+    expected = f'nodewalld.toml:2: daemon.mark: {mark} is in use by {users} ("0x1000" is free of them) [mark-in-use]'
     assert warnings(write(f'[daemon]\nmark = "{mark}"')) == ([expected] if users else [])
 
 
 def test_what_leaves_no_way_in_is_warned_of(write: Write) -> None:
     text = "[failsafe]\nports = []\n[[port]]\nname = 'p'\nports = [1]\ndeny = ['10.0.0.1']"
+    pointless = 'port.p.deny: is taken out of allow, and allow is empty (allow = ["any"]) [deny-outside-allow]'
     assert warnings(write(text)) == [
-        'nodewalld.toml:2: failsafe.ports: is empty: nothing keeps a way back in (["22/tcp"])',
-        'nodewalld.toml:6: port.p.deny: is taken out of allow, and allow is empty (allow = ["any"])',
+        'nodewalld.toml:2: failsafe.ports: is empty: nothing keeps a way back in (["22/tcp"]) [no-failsafe]',
+        f"nodewalld.toml:6: {pointless}",
     ]
 
 

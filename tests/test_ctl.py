@@ -14,6 +14,7 @@ import pytest
 from nodewalld.commands import ctl
 from nodewalld.configuration.errors import ConfigError
 from nodewalld.core.config import Config, Problem, SetEntry, Where
+from nodewalld.core.lints.facts import NodeFacts
 from nodewalld.service import wire
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.instance import Instance
@@ -95,6 +96,9 @@ class FakeOffline:
 
     def try_texts(self, config: Config) -> tuple[Problem, ...] | str:
         return self._answer("try_texts", config)
+
+    def survey(self, config: Config, connection: str) -> NodeFacts:
+        return NodeFacts()
 
 
 class Daemon:
@@ -365,11 +369,14 @@ def test_check_names_file_line_key_and_cure(run: Run) -> None:
                 "key": "port.ports",
                 "message": "70000 is no port",
                 "cure": "1 to 65535",
+                "code": "",
             }
         ],
         "warnings": [],
         "tried": False,
         "untried_reason": "the configuration has errors",
+        "node_read": False,
+        "node_unread_reason": "the configuration has errors",
     }
 
 

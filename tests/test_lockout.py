@@ -53,4 +53,6 @@ def test_who_shuts_the_way_in_is_named(tmp_path, text: str, way_in: Connection, 
     tmp_path.chmod(0o700)
     (tmp_path / "nodewalld.toml").write_text(text)
     told = lockouts(load(tmp_path), NODE, way_in)
-    assert [sentence.split(": ")[1].split(" ")[0] for sentence in told] == entries
+    assert [(problem.key.replace(".", "/"), problem.code) for problem in told] == [
+        (e, "locks-you-out") for e in entries
+    ]

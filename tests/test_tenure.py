@@ -147,7 +147,7 @@ def test_try_refuses_to_shut_the_connection_that_it_is_typed_through(node: Node,
     env = {"SSH_CONNECTION": f"{layout.STRANGER.ipv4} 40000 {layout.NODE.ipv4} 22"}
     refused = guarded.ctl("try", folder(node, SHUTS_SSH), "--timeout", "60s", env=env)
     assert refused.returncode == 1
-    assert "port/ssh would refuse your connection from 203.0.113.7" in refused.stderr
+    assert "port.ssh: would refuse your connection from 203.0.113.7" in refused.stderr
     assert ssh(node) == {Verdict.OPEN}
     assert guarded.ctl("try", folder(node, SHUTS_SSH), "--timeout", "60s", "--yes", env=env).returncode == 0
     assert guarded.ctl("revert").returncode == 0
@@ -159,7 +159,7 @@ def test_reload_says_when_it_shuts_the_connection_that_it_is_typed_through(node:
     guarded.configure(SHUTS_SSH)
     taken = guarded.ctl("reload", env=env)
     assert taken.returncode == 0
-    assert "port/ssh would refuse your connection" in taken.stderr
+    assert "port.ssh: would refuse your connection" in taken.stderr
 
 
 def test_a_confirmed_trial_stays(node: Node, guarded: Daemon) -> None:

@@ -13,8 +13,9 @@ from nodewalld.service import wire
 
 if TYPE_CHECKING:
     from nodewalld.core.config import Config, Problem
+    from nodewalld.core.lints.facts import NodeFacts
 
-GOOD, FAILED, ATTENTION, NO_DAEMON, INTERRUPTED, BROKEN_PIPE = 0, 1, 3, 4, 130, 141
+GOOD, FAILED, USAGE, ATTENTION, NO_DAEMON, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
 
 QUICK, LONG = 10.0, 300.0
 """How long a reply may take, in seconds: one from memory, and one that waits for other writers' locks."""
@@ -37,6 +38,9 @@ class Offline(Protocol):
 
     def try_texts(self, config: "Config") -> "tuple[Problem, ...] | str":
         """What iptables refuses, or the reason why it could not be asked."""
+
+    def survey(self, config: "Config", connection: str) -> "NodeFacts":
+        """What lints can know of this node; `connection` is SSH_CONNECTION or ""."""
 
 
 class Load(Protocol):

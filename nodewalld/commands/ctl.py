@@ -12,14 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import nodewalld
-from nodewalld.commands import render, steer
+from nodewalld.commands import check, render, steer
 from nodewalld.commands.common import (
     ATTENTION,
     BROKEN_PIPE,
-    FAILED,
     GOOD,
     INTERRUPTED,
     NO_DAEMON,
@@ -36,9 +35,6 @@ from nodewalld.commands.common import (
 )
 from nodewalld.service import client, wire
 
-if TYPE_CHECKING:
-    from nodewalld.core.config import Config, Problem
-
 _WATCH_EVERY = 0.5  # seconds
 
 
@@ -54,60 +50,6 @@ def _real_load() -> Load:
     from nodewalld.configuration.load import load  # noqa: PLC0415 - heavy
 
     return load
-
-
-def _check(args: argparse.Namespace, tools: Tools) -> int:
-    from nodewalld.configuration.errors import ConfigError  # noqa: PLC0415
-
-    folder: Path = args.directory or args.config
-    errors: tuple[Problem, ...] = ()
-    warnings: tuple[Problem, ...] = ()
-    untried: str | None = None
-    try:
-        config = tools.load()(folder)
-    except ConfigError as error:
-        errors, untried = error.problems, "the configuration has errors"
-    except OSError as error:
-        raise Failure(f"{folder} can't be read: {error.strerror or error}") from error
-    else:
-        warnings = config.warnings
-        outcome = tools.offline().try_texts(config)
-        if isinstance(outcome, str):
-            untried = outcome
-        else:
-            errors = outcome
-    if args.strict:
-        errors, warnings = errors + warnings, ()
-    if args.json:
-        found = {"errors": [_problem(one) for one in errors], "warnings": [_problem(one) for one in warnings]}
-        print_json({**found, "tried": untried is None, "untried_reason": untried})
-        return FAILED if errors else GOOD
-    complain([*map(str, errors), *(f"warning: {one}" for one in warnings)])
-    if errors:
-        complain([f"{folder}: {render.count(len(errors), 'error')}"])
-        return FAILED
-    if untried is not None:
-        complain([f"could not try the rule texts: {untried}"])
-    print(f"{folder}: good: {_content(config)}")
-    return GOOD
-
-
-def _content(config: "Config") -> str:
-    kinds = (
-        (config.zones, "zone"),
-        (config.ports, "port"),
-        (config.forwards, "forward"),
-        (config.rules, "rule"),
-        (config.jumps, "jump"),
-        (config.sets, "set"),
-    )
-    parts = [render.count(len(entries), noun) for entries, noun in kinds if entries]
-    return ", ".join(parts) or "no entries, nothing will be enforced"
-
-
-def _problem(problem: "Problem") -> dict[str, Any]:
-    where = {"file": problem.where.file, "line": problem.where.line}
-    return {**where, "key": problem.key, "message": problem.message, "cure": problem.cure}
 
 
 def _plan(args: argparse.Namespace, tools: Tools) -> int:
@@ -211,10 +153,15 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "check": _Command(
-        _check,
+        check.check,
         "validate a configuration, without root and without changing anything",
-        "Exit status: 0 good, 1 errors.",
-        ("nodewallctl check", "nodewallctl check --strict ./nodewalld", "nodewallctl check --json"),
+        "As root it also judges by what it sees of this node. Exit status: 0 good, 1 errors.",
+        (
+            "nodewallctl check",
+            "nodewallctl check --strict ./nodewalld",
+            "nodewallctl check --strict --ignore ipv4-only",
+            "nodewallctl check --json",
+        ),
     ),
     "plan": _Command(
         _plan,
@@ -322,6 +269,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("directory", metavar="DIR", nargs="?", type=Path, help="instead of --config")
     if name == "check":
         parser.add_argument("--strict", action="store_true", help="warnings are errors")
+        text = "say nothing of warnings with this code, such as ipv4-only; may be given several times"
+        parser.add_argument("--ignore", metavar="CODE", action="append", default=[], help=text)
     if name == "status":
         parser.add_argument("--watch", action="store_true", help="go on, until Ctrl-C, with what changes")
     if name == "show":

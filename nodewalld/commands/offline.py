@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nodewalld.configuration.load import load
 from nodewalld.core.config import Config, Problem, Where
-from nodewalld.core.decide import decide
+from nodewalld.core.decide import decide, kernel_set_name
 from nodewalld.core.desired import OWN_PREFIX, Desired
 from nodewalld.core.environment import Environment
 from nodewalld.core.iptables.render import render
+from nodewalld.core.lints.facts import NodeFacts
+from nodewalld.core.lockout import parse_connection
 from nodewalld.core.plan import TablePlan
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Backend, Family, Table
@@ -19,6 +22,7 @@ from nodewalld.kernel import backends, trial
 from nodewalld.kernel.firewall import FirewallError
 from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
+from nodewalld.kernel.survey import survey as take_survey
 from nodewalld.memory import Memory
 from nodewalld.reconciler import Reconciler, Refused, choose_backend, open_firewall
 from nodewalld.service.state import StateFolder
@@ -57,7 +61,7 @@ def compiled(config_dir: Path) -> str:
 def try_texts(config: Config) -> tuple[Problem, ...] | str:
     """The rule texts that a private kernel namespace refuses, or a sentence why they could not be tried."""
     try:
-        backend = config.daemon.backend or _shown_backend()
+        backend = _backend(config)
         refusals = trial.attempt(desired(config, _somewhere(config)), backend)
     except (trial.NoTrialError, FirewallError) as error:
         return str(error)
@@ -69,6 +73,18 @@ def try_texts(config: Config) -> tuple[Problem, ...] | str:
         cure = f"a rule that {refusal.family.tool} takes, or other `families`" if refusal.entry else ""
         problems.append(Problem(where, key, f"{refusal.family}: {refusal.words}", cure))
     return tuple(problems)
+
+
+def survey(config: Config, connection: str) -> NodeFacts:
+    """What lints can know of this node now."""
+    families = config.daemon.families
+    names = [kernel_set_name(entry.name, family) for entry in config.sets for family in families]
+    backend = partial(_backend, config)
+    return take_survey(families, backend, names, parse_connection(connection))
+
+
+def _backend(config: Config) -> Backend:
+    return config.daemon.backend or _shown_backend()
 
 
 def _shown_backend() -> Backend:

@@ -13,7 +13,7 @@ from nodewalld.service import client, wire
 
 def reload(args: argparse.Namespace, _tools: Tools) -> int:
     """Let the daemon read its files anew."""
-    value = client.call(socket_of(args), {"command": "reload", "connection": _connection()}, LONG)
+    value = client.call(socket_of(args), {"command": "reload", "connection": connection()}, LONG)
     if args.json:
         print_json(value)
     else:
@@ -27,7 +27,7 @@ def try_(args: argparse.Namespace, _tools: Tools) -> int:
     """Enforce a folder for a while."""
     directory = (args.directory or args.config).absolute()
     request = {"command": "try", "directory": str(directory), "seconds": args.timeout, "yes": args.yes}
-    value = client.call(socket_of(args), {**request, "connection": _connection()}, LONG)
+    value = client.call(socket_of(args), {**request, "connection": connection()}, LONG)
     if args.json:
         print_json(value)
     else:
@@ -62,7 +62,7 @@ def simple(command: str, done: str) -> Callable[[argparse.Namespace, Tools], int
     return run
 
 
-def _connection() -> str:
+def connection() -> str:
     """SSH_CONNECTION of this session; sudo takes it out of the environment, so the parents are asked as well."""
     found = os.environ.get("SSH_CONNECTION", "")
     pid = os.getppid()

@@ -156,7 +156,8 @@ def port(node: Node, reading: Reading) -> tuple[PortEntry, ...]:
         if any(span.first <= redirect_to <= span.last for span in fields.get("ports", ())):
             reading.refuse(_at(node, "action"), f"redirects to {redirect_to}, which is one of ports", "a closed port")
     if fields.get("deny") and fields.get("allow") == ():
-        reading.warn(_at(node, "deny"), "is taken out of allow, and allow is empty", 'allow = ["any"]')
+        message = "is taken out of allow, and allow is empty"
+        reading.warn(_at(node, "deny"), "deny-outside-allow", message, 'allow = ["any"]')
     if len(fields) < len(_PORT):
         return ()
     return (PortEntry(**fields | {"action": action, "redirect_to": redirect_to}, where=node.where),)
@@ -211,5 +212,6 @@ def _families(node: Node, wanted: tuple[Family, ...], reading: Reading) -> tuple
     families = tuple(family for family in wanted if family in reading.families)
     if not families:
         cure = f"add {', '.join(show(family) for family in wanted)} to daemon.families"
-        reading.warn(_at(node, "families"), "none of these is in daemon.families: it is never written", cure)
+        message = "none of these is in daemon.families: it is never written"
+        reading.warn(_at(node, "families"), "family-off", message, cure)
     return families

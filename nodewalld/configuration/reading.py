@@ -46,9 +46,9 @@ class Reading:
         """Note something wrong, and read on."""
         self.problems.append(Problem(node.where, node.key, message, cure))
 
-    def warn(self, node: Node, message: str, cure: str = "") -> None:
-        """Note something that is taken, and may not be what was meant."""
-        self.warnings.append(Problem(node.where, node.key, message, cure))
+    def warn(self, node: Node, code: str, message: str, cure: str = "") -> None:
+        """Note something that is taken, and may not be what was meant; its code is told in docs/lints.md."""
+        self.warnings.append(Problem(node.where, node.key, message, cure, code))
 
     def collect(self, reader: "Reader[T]", nodes: Iterable[Node]) -> tuple[T, ...]:
         """The values of those nodes that can be read; the others are noted."""

@@ -82,12 +82,12 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
     refuse_unknown(top, _KEYS, reading)
-    daemon = _daemon(top, reading)
+    daemon = _daemon(top, root.where, reading)
     reading.families = daemon.families
     config = Config(
         path=path,
         daemon=daemon,
-        failsafe=_failsafe(top, reading),
+        failsafe=_failsafe(top, root.where, reading),
         sets=_sets(top, reading),
         ports=_entries(top, "port", entries.port, reading),
         forwards=_entries(top, "forward", entries.forward, reading),
@@ -99,26 +99,27 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
     return config, tuple(reading.problems)
 
 
-def _section(top: dict[str, Node], key: str, keys: Mapping[str, Key], reading: Reading) -> dict[str, Any]:
-    """The fields of a table that stands once, and may be left out."""
+def _section(top: dict[str, Node], key: str, keys: Mapping[str, Key], place: Where, reading: Reading) -> dict[str, Any]:
+    """The fields of a table that stands once, and may be left out: then its place is that of all."""
     nodes = [top[key]] if key in top else []
-    found = reading.collect(lambda node, inner: read_table(node, keys, inner), nodes)
-    return found[0] if found else {}
+    found = reading.collect(lambda node, inner: {**read_table(node, keys, inner), "where": node.where}, nodes)
+    return found[0] if found else {"where": place}
 
 
-def _daemon(top: dict[str, Node], reading: Reading) -> DaemonConfig:
-    daemon = DaemonConfig(**_section(top, "daemon", _DAEMON, reading))
+def _daemon(top: dict[str, Node], place: Where, reading: Reading) -> DaemonConfig:
+    daemon = DaemonConfig(**_section(top, "daemon", _DAEMON, place, reading))
     users = [user for bits, user in _MARKS_IN_USE if bits & daemon.mark]
     if users:
         message = f"{daemon.mark:#x} is in use by {', '.join(users)}"
-        reading.warn(table(top["daemon"])["mark"], message, '"0x1000" is free of them')
+        reading.warn(table(top["daemon"])["mark"], "mark-in-use", message, '"0x1000" is free of them')
     return daemon
 
 
-def _failsafe(top: dict[str, Node], reading: Reading) -> Failsafe:
-    failsafe = Failsafe(**_section(top, "failsafe", _FAILSAFE, reading))
+def _failsafe(top: dict[str, Node], place: Where, reading: Reading) -> Failsafe:
+    failsafe = Failsafe(**_section(top, "failsafe", _FAILSAFE, place, reading))
     if not failsafe.ports and not reading.problems:
-        reading.warn(table(top["failsafe"])["ports"], "is empty: nothing keeps a way back in", '["22/tcp"]')
+        message = "is empty: nothing keeps a way back in"
+        reading.warn(table(top["failsafe"])["ports"], "no-failsafe", message, '["22/tcp"]')
     return failsafe
 
 

@@ -75,7 +75,8 @@ def zones(top: Mapping[str, Node], reading: Reading) -> tuple[ZoneEntry, ...]:
         if len(read) < len(_AS_READ):
             continue
         if not read["sources"] and not read["interfaces"]:
-            reading.warn(node, "has neither sources nor interfaces: no packet belongs to it", "sources = [...]")
+            message = "has neither sources nor interfaces: no packet belongs to it"
+            reading.warn(node, "empty-zone", message, "sources = [...]")
         ports = tuple(dict.fromkeys(ports for service in allowed for ports in service.ports))
         protocols = tuple(dict.fromkeys(protocol for service in allowed for protocol in service.protocols))
         found.append(ZoneEntry(name=called, ports=ports, protocols=protocols, where=node.where, **read))

@@ -121,6 +121,10 @@ class Action(StrEnum):
     REDIRECT = "redirect"
 
 
+NOWHERE = Where("", 0)
+"""The place of a table that was left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """`[daemon]`. `backend` None means auto; `resync` is in seconds; `mark` is one bit."""
@@ -131,6 +135,7 @@ class DaemonConfig:
     yield_to: tuple[str, ...] = ("cali-*", "KUBE-ROUTER-*", "AZURE-NPM*")
     mark: int = 0x1000
     metrics: str = ""
+    where: Where = field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class Failsafe:
 
     ports: tuple[ProtocolPorts, ...] = (ProtocolPorts("tcp", PortRange(22, 22)),)
     sources: Selector = Selector()
+    where: Where = field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +274,17 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong in the configuration: whose line, which key, what, and what would be right."""
+    """Something wrong in the configuration: whose line, which key, what, and what would be right.
+
+    `code` names its kind for good, as docs/lints.md tells it; what is simply an error has none.
+    """
 
     where: Where
     key: str
     message: str
     cure: str = ""
+    code: str = ""
 
     def __str__(self) -> str:
         text = f"{self.where.file}:{self.where.line}: {self.key}: {self.message}"
-        return f"{text} ({self.cure})" if self.cure else text
+        return text + (f" ({self.cure})" if self.cure else "") + (f" [{self.code}]" if self.code else "")

@@ -7,7 +7,7 @@ judged.
 import ipaddress
 from dataclasses import dataclass
 
-from nodewalld.core.config import Config
+from nodewalld.core.config import Config, Problem
 from nodewalld.core.decide import decide
 from nodewalld.core.environment import Environment
 from nodewalld.core.flows import Dialled, refusing, zones_refusing
@@ -41,8 +41,8 @@ def _plain(address: str) -> str:
         return ""
 
 
-def lockouts(config: Config, node: Environment, connection: Connection) -> tuple[str, ...]:
-    """A sentence for each entry that would refuse the connection."""
+def lockouts(config: Config, node: Environment, connection: Connection) -> tuple[Problem, ...]:
+    """A problem for each entry that would refuse the connection."""
     source = ipaddress.ip_address(connection.source)
     family = Family.IPV4 if source.version == 4 else Family.IPV6
     if family not in config.daemon.families:
@@ -54,7 +54,12 @@ def lockouts(config: Config, node: Environment, connection: Connection) -> tuple
     found = [(j.entry, f"allow {source}") for j in refusing(decisions, dialled)]
     found += [(z.entry, f'ports = ["{connection.port}/tcp"]') for z in zones_refusing(decisions, dialled)]
     return tuple(
-        f"{wheres[entry].file}:{wheres[entry].line}: {entry} would refuse your connection from {source} to port "
-        f"{connection.port} ({cure}, or keep the port in [failsafe])"
+        Problem(
+            wheres[entry],
+            entry.replace("/", "."),
+            f"would refuse your connection from {source} to port {connection.port}",
+            f"{cure}, or keep the port in [failsafe]",
+            "locks-you-out",
+        )
         for entry, cure in found
     )

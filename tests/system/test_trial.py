@@ -87,7 +87,7 @@ def test_it_is_refused_in_words_and_with_yes_it_comes_back_by_itself(guarded: Ma
         refused = shell.say(f"nodewallctl try {NEW} --timeout {LASTS:.0f}s")
         assert refused is not None
         assert refused.endswith("\n1\n")
-        assert f"{NEW}/nodewalld.toml:5: port/way-in would refuse your connection from 10.99.0.2" in refused
+        assert f"{NEW}/nodewalld.toml:5: port.way-in: would refuse your connection from 10.99.0.2" in refused
         assert (way_in(guarded), in_force(guarded)) == ({"open"}, before)
 
         began = begin(shell, NEW, LASTS)

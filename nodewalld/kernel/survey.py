@@ -1,0 +1,68 @@
+"""A survey of the node for lints: rules, addresses, sets; as much as whoever asks may see.
+
+Law: nothing is changed, and no table made by looking; each part that can't be read is told and the others still are.
+The time is bounded: one process a family, and each within its limit.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from nodewalld.core.environment import Environment
+from nodewalld.core.lints.facts import Chains, NodeFacts
+from nodewalld.core.lockout import Connection
+from nodewalld.core.words import Backend, Family, Table
+from nodewalld.kernel.firewall import FirewallError, saved
+from nodewalld.kernel.links import SERVICE_INTERFACE, Links
+from nodewalld.kernel.sets import Sets
+
+_READ_TIMEOUT = 20.0  # seconds; 100,000 rules take 2
+
+
+def survey(
+    families: Iterable[Family], backend: Callable[[], Backend], set_names: Iterable[str], connection: Connection | None
+) -> NodeFacts:
+    """The node as it is now; `set_names` are the kernel sets whose type matters."""
+    unread: list[str] = []
+    environment, ipvs = _links(unread)
+    rules = _rules(tuple(families), backend, unread)
+    return NodeFacts(environment, rules, _sets(set_names, unread), ipvs, connection, tuple(dict.fromkeys(unread)))
+
+
+def _links(unread: list[str]) -> tuple[Environment, bool]:
+    try:
+        with Links() as links:
+            state = links.snapshot()
+    except OSError as error:
+        unread.append(str(error))
+        return Environment(), False
+    environment = Environment(state.addresses, state.service_addresses, state.default_routes)
+    return environment, SERVICE_INTERFACE in state.interfaces
+
+
+def _rules(
+    families: tuple[Family, ...], backend: Callable[[], Backend], unread: list[str]
+) -> dict[Family, dict[Table, Chains]]:
+    try:
+        chosen = backend()
+        with ThreadPoolExecutor(len(families)) as pool:
+            asked = {family: pool.submit(saved, family, chosen, _READ_TIMEOUT) for family in families}
+    except (FirewallError, OSError) as error:
+        unread.append(str(error))
+        return {}
+    found: dict[Family, dict[Table, Chains]] = {}
+    for family, future in asked.items():
+        try:
+            found[family] = dict(future.result())
+        except FirewallError as error:
+            unread.append(str(error))
+    return found
+
+
+def _sets(names: Iterable[str], unread: list[str]) -> dict[str, tuple[str, Family | None]]:
+    try:
+        with Sets() as sets:
+            headers = {name: sets.header(name) for name in names}
+    except OSError as error:
+        unread.append(str(error))
+        return {}
+    return {name: (header.type_name, header.family) for name, header in headers.items() if header}
