@@ -109,20 +109,22 @@ def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:
     return {name: tuple(rules) for name, rules in chains.items()}
 
 
+def parse_tables(text: str) -> dict[Table, dict[str, tuple[Rule, ...]]]:
+    """All tables of one family as iptables-save prints them."""
+    tables = dict.fromkeys(Table, "")
+    for part in text.split("\n*")[1:]:
+        name, _, chains = part.partition("\n")
+        tables[Table(name)] = chains
+    return {table: parse_chains(chains) for table, chains in tables.items() if chains}
+
+
 def saved(family: Family, backend: Backend, timeout: float) -> dict[Table, dict[str, tuple[Rule, ...]]]:
     """Every table that a family has in one backend, read by one process; no table is made by looking.
 
     Raises FirewallError, also when it takes longer than `timeout` seconds. (iptables-legacy-save without -t goes by
     /proc/net/ip_tables_names, iptables-nft-save by what the kernel lists: iptables/iptables-save.c.)
     """
-    parts: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in _Tools(family, backend)._run("save", timeout=timeout).stdout.splitlines():
-        if line.startswith("*"):
-            lines = parts.setdefault(line[1:], [])
-        else:
-            lines.append(line)
-    return {table: parse_chains("\n".join(parts[table])) for table in Table if table in parts}
+    return parse_tables(_Tools(family, backend)._run("save", timeout=timeout).stdout)
 
 
 class _Tools:

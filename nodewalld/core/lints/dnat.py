@@ -81,6 +81,8 @@ class Rewrites:
             if _narrowed(rule) or OWN_PREFIX in rule.text:
                 continue
             text = take_apart(rule.text)
+            if " -g " in rule.text and text.conditions:
+                return  # some never come back: what follows is not for everybody
             interfaces = frozenset(word for each in text.given("-i") for word in each.arguments if not each.negated)
             if text.target in _ENDS:
                 if not text.conditions:
@@ -113,12 +115,14 @@ class Rewrites:
 
 def _narrowed(rule: Rule) -> bool:
     """Whether a rule is for some sources or destinations only; most rules of a large node are, and are not read."""
-    return rule.text.startswith(("-s ", "-d ", "! -s ", "! -d ")) or " -d " in rule.text or " -s " in rule.text
+    text = rule.text.removeprefix("! -d ::1/128 ").removeprefix("! -d 127.0.0.0/8 ")  # loopback never comes here
+    return text.startswith(("-s ", "-d ")) or " -d " in text or " -s " in text
 
 
 def _understood(text: Text) -> bool:
     return all(
-        (each.option in ("-p", "--dport", "--dports") and not each.negated)
+        (each.option == "-d" and each.negated)  # loopback, or it would be narrowed
+        or (each.option in ("-p", "--dport", "--dports") and not each.negated)
         or (each.option == "-i" and each.negated)
         or (each.option, each.arguments, each.negated) == ("--dst-type", ("LOCAL",), False)
         for each in text.conditions

@@ -27,7 +27,8 @@ from nodewalld.core.words import Family, Table
 
 _SET_TYPE = "hash:net"
 _ALL_BITS = 0xFFFFFFFF
-_BITS = re.compile(r"--(?:set-xmark|mark) (0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+|\d+))?")
+_BITS = re.compile(r"(?<!connmark )(?<!connmark ! )--(?:set-xmark|mark) (0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+|\d+))?")
+_OF_CONNECTIONS = " -j CONNMARK"  # that is another mark
 
 
 def other_addresses(config: Config, facts: NodeFacts) -> Iterator[Problem]:
@@ -155,7 +156,7 @@ def marks_in_use(config: Config, facts: NodeFacts) -> Iterator[Problem]:
 
 def _uses(text: str, bit: int) -> bool:
     """Whether a rule sets the bit, or asks for it; one that compares or writes all 32 means its own value."""
-    for value, mask in _BITS.findall(text):
+    for value, mask in _BITS.findall(text.partition(_OF_CONNECTIONS)[0]):
         bits = int(mask, 0) if mask else _ALL_BITS
         if int(value, 0) & bit or (bits & bit and bits != _ALL_BITS):
             return True

@@ -37,7 +37,7 @@ _SILENT_MATCHES = frozenset("tcp udp sctp multiport comment conntrack state set 
 """Matches that say nothing by themselves, but only by their options."""
 
 _TARGET_OPTIONS = frozenset("--reject-with --to-destination --to-source --to-ports --random --persistent".split())
-_PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "all": "", "0": ""}
+_NUMBERED = {"1": "icmp", "6": "tcp", "17": "udp", "132": "sctp"}
 _STEADY = frozenset(
     "-p -s -d -i -o --dport --sport --dports --sports --ports --src-range --dst-range --ctstate --state --match-set "
     "--mark --src-type --dst-type --icmp-type --icmpv6-type --ctorigdst --ctorigdstport --uid-owner".split()
@@ -78,7 +78,7 @@ class Text:
     def protocol(self) -> str:
         """The protocol that it wants, by name; "" for any, or for all but one."""
         found = [each.arguments[0] for each in self.given("-p") if not each.negated and each.arguments]
-        return _PROTOCOLS.get(found[0].lower(), found[0].lower()) if found else ""
+        return found[0] if found else ""
 
     @property
     def ports(self) -> tuple[PortRange, ...]:
@@ -116,8 +116,13 @@ def take_apart(text: str) -> Text:
         elif option == "-m" and arguments and arguments[0] in _SILENT_MATCHES:
             continue
         elif option not in _TARGET_OPTIONS and option != "--comment" and (negated or not _anything(option, arguments)):
-            conditions.append(Condition(option, arguments, negated))
+            words = tuple(map(_protocol, arguments)) if option == "-p" else arguments
+            conditions.append(Condition(option, words, negated))
     return Text(target, frozenset(conditions))
+
+
+def _protocol(word: str) -> str:
+    return _NUMBERED.get(word, word.lower())
 
 
 def _anything(option: str, arguments: Sequence[str]) -> bool:
