@@ -154,7 +154,12 @@ def test_a_user_without_rights_gets_a_good_configuration_tried(tried: Daemon) ->
     node = tried.node
     with readable_copy(node, head(node.backend) + GOOD) as (folder, code):
         result = unprivileged(node, ["check", str(folder), "--json"], code)
-        assert (result.returncode, json.loads(result.stdout)["tried"]) == (0, True), result.stdout + result.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
+        found = json.loads(result.stdout)
+        assert (found["tried"], found["node_read"]) == (True, False)
+        assert "Permission denied" in found["node_unread_reason"]
+        plain = unprivileged(node, ["check", str(folder)], code)
+        assert sum("could not read all of this node" in line for line in plain.stderr.splitlines()) == 1
 
 
 def test_where_namespaces_are_forbidden_nothing_is_claimed(tried: Daemon) -> None:

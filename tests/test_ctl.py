@@ -390,6 +390,14 @@ def test_check_warns_and_strict_makes_errors_of_warnings(run: Run) -> None:
     assert "warning" not in err
 
 
+def test_check_ignores_only_codes_that_there_are(run: Run) -> None:
+    status, _, err = run("check", "--ignore", "no-such-code", offline=())
+    assert status == 2
+    assert "input-after-dnat" in err
+    assert run("check", "--ignore", "set-type", offline=())[0] == 2  # an error can't be ignored
+    assert run("check", "--ignore", "ipv4-only", "--ignore", "no-failsafe", offline=())[0] == 0
+
+
 def test_check_tells_what_iptables_refuses(run: Run) -> None:
     status, _, err = run("check", offline=(PROBLEM,))
     assert status == 1

@@ -15,7 +15,7 @@ from nodewalld.kernel.firewall import FirewallError, saved
 from nodewalld.kernel.links import SERVICE_INTERFACE, Links
 from nodewalld.kernel.sets import Sets
 
-_READ_TIMEOUT = 20.0  # seconds; 100,000 rules take 2
+_READ_TIMEOUT = 30.0  # seconds; 100,000 rules take iptables-nft-save 1.8.9 nine, iptables-legacy-save half a one
 
 
 def survey(

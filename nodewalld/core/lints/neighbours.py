@@ -33,16 +33,13 @@ _OF_CONNECTIONS = " -j CONNMARK"  # that is another mark
 
 def other_addresses(config: Config, facts: NodeFacts) -> Iterator[Problem]:
     """other-addresses: a guarded NodePort whose Service is reached by addresses that nothing guards."""
-    served = _served(config, facts)
+    served, open_ones = _served(config, facts), _unguarded(config, facts)
     for entry in config.ports:
         if not entry.enforce or entry.destination is not Destination.LOCAL:
             continue
         for family, ports in served.items():
-            own = facts.environment.addresses.get(family, ())
             services = {port.service: port for port in ports if _guards(entry, port.protocol, port.port)}
-            reached = externals(facts.chains(family, Table.NAT)) if services else ()
-            unguarded = (each for each in reached if not any(_covers(port, each, own) for port in config.ports))
-            found = next((each for each in unguarded if each.service in services), None)
+            found = next((each for each in open_ones[family] if each.service in services), None)
             if found:
                 yield _other_address(entry, services[found.service], found)
                 break
@@ -50,6 +47,16 @@ def other_addresses(config: Config, facts: NodeFacts) -> Iterator[Problem]:
 
 def _served(config: Config, facts: NodeFacts) -> dict[Family, tuple[NodePort, ...]]:
     return {family: tuple(node_ports(facts.chains(family, Table.NAT))) for family in config.daemon.families}
+
+
+def _unguarded(config: Config, facts: NodeFacts) -> dict[Family, tuple[External, ...]]:
+    """The addresses of Services that no entry judges."""
+    found = {}
+    for family in config.daemon.families if config.ports else ():
+        own = facts.environment.addresses.get(family, ())
+        reached = externals(facts.chains(family, Table.NAT))
+        found[family] = tuple(each for each in reached if not any(_covers(port, each, own) for port in config.ports))
+    return found
 
 
 def _guards(entry: PortEntry, protocol: str, port: int) -> bool:
