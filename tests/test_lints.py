@@ -38,12 +38,12 @@ def captured(name: str) -> NodeFacts:
 
 
 def saved(text: str):
-    return parse_tables("\n" + re.sub(r"^\[\d+:\d+\] ", "", text, flags=re.MULTILINE))
+    return parse_tables(re.sub(r"^\[\d+:\d+\] ", "", text, flags=re.MULTILINE))
 
 
 def live(table: str, *rules: str, families: tuple[Family, ...] = tuple(Family)) -> NodeFacts:
     """A node with these rules, each after -A, in one table."""
-    text = "\n".join((f"\n*{table}", *(f"-A {rule}" for rule in rules), "COMMIT"))
+    text = "\n".join((f"*{table}", *(f"-A {rule}" for rule in rules), "COMMIT"))
     return replace(NODE, rules={family: parse_tables(text) for family in families})
 
 
@@ -91,10 +91,12 @@ def examples() -> list[tuple[str, str, str, str]]:
     return found
 
 
-def test_every_code_is_documented_in_a_section_and_in_the_table() -> None:
+def test_every_code_is_documented_in_a_section_in_the_table_and_in_the_manual() -> None:
     listed = re.findall(r"^\| \[`([a-z0-9-]+)`\]", DOCS.read_text(), re.MULTILINE)
     assert listed == sorted(listed)
     assert set(listed) == {code for code, *_ in examples()} == lints.CODES
+    manual = (HERE.parent / "packaging/man/nodewallctl.8.md").read_text()
+    assert re.findall(r"^\*\*([a-z0-9]+(?:-[a-z0-9]+)+)\*\*$", manual, re.MULTILINE) == listed
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,9 @@ def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:
 
 def parse_tables(text: str) -> dict[Table, dict[str, tuple[Rule, ...]]]:
     """All tables of one family as iptables-save prints them."""
-    tables = dict.fromkeys(Table, "")
-    for part in text.split("\n*")[1:]:
-        name, _, chains = part.partition("\n")
-        tables[Table(name)] = chains
-    return {table: parse_chains(chains) for table, chains in tables.items() if chains}
+    parts = (part.partition("\n") for part in f"\n{text}".split("\n*")[1:])
+    chains = {name: rules for name, _, rules in parts}
+    return {table: parse_chains(chains[table]) for table in Table if table in chains}
 
 
 def saved(family: Family, backend: Backend, timeout: float) -> dict[Table, dict[str, tuple[Rule, ...]]]:
