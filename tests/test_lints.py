@@ -137,6 +137,19 @@ DROP_31002 = "-p tcp --dport 31002 -j DROP"
 IPVS = replace(live("nat", "KUBE-NODE-PORT -p tcp -j RETURN"), ipvs=True)
 FELIX = ("FORWARD -m comment --comment cali:abc -j cali-FORWARD", "FORWARD -j KUBE-FORWARD")
 APPENDED = "FORWARD -m comment --comment cali:xyz -m mark --mark 0x10000/0x10000 -j ACCEPT"
+NODE_PORTS = live("nat", "PREROUTING -j KUBE-NODEPORTS", "KUBE-NODEPORTS -s 192.0.2.1 -j RETURN")
+BRIDGED = live(
+    "nat",
+    "PREROUTING -m addrtype --dst-type LOCAL -j HOSTPORTS",
+    "HOSTPORTS -i br0 -j RETURN",
+    "HOSTPORTS -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.1:80",
+)
+OWN_ADDRESS = live(
+    "nat",
+    "KUBE-NODEPORTS -p tcp -m tcp --dport 31002 -j KUBE-EXT-A",
+    "KUBE-SERVICES -d 10.90.0.1/32 -p tcp -m tcp --dport 80 -j KUBE-EXT-A",
+    families=(Family.IPV4,),
+)
 KUBE, DOCKER, BALANCED = "kp126-nft-3svc", "docker-20.10-nft-container-published", "loadbalancer"
 
 SAID = [
@@ -145,6 +158,9 @@ SAID = [
     (rule(DROP_31002, table="mangle"), KUBE, "input-after-dnat"),
     (rule("-p tcp --destination-port=30000:32767 -j DROP"), KUBE, "input-after-dnat"),
     (rule("-p tcp --dport 31555 -j DROP"), KUBE, "input-after-dnat"),
+    (rule(DROP_31002, more='families = ["ipv6"]'), KUBE, "input-after-dnat"),
+    (rule(DROP_31002), NODE_PORTS, "input-after-dnat"),
+    (rule("-i eth0 -p tcp --dport 8080 -j DROP"), BRIDGED, "input-after-dnat"),
     (rule("-p tcp --dport 8080 -j DROP"), DOCKER, "input-after-dnat"),
     (rule("-s 203.0.113.0/24 -p tcp --dport 31002 -j DROP"), KUBE, "input-after-dnat"),
     (
@@ -186,6 +202,8 @@ SAID = [
     (forward("a", "drop", 'source = "0.0.0.0/0"'), NODE, "ipv4-only"),
     (zone("a", 'sources = ["0.0.0.0/0"]\nservices = ["ssh"]'), NODE, "ipv4-only"),
     ('[failsafe]\nfrom = ["10.0.0.0/8"]\n' + port("a", "22"), NODE, "locks-you-out"),
+    (port("a", "31002") + port("b", "80"), BALANCED, "other-addresses"),
+    (port("a", "31002") + port("b", "80", "destination = '192.0.2.10'\nenforce = false"), BALANCED, "other-addresses"),
     # contested-position
     (rule("-p udp -j DROP", chain="FORWARD", more=FIRST), live("filter", *FELIX), "contested-position"),
     (rule("-p udp -j DROP", chain="FORWARD", more=LAST), live("filter", *FELIX, APPENDED), "contested-position"),
@@ -239,7 +257,7 @@ def test_it_is_said_of_every_form_that_the_mistake_takes(
 
 SILENT = {
     "a NodePort accepted in INPUT": (rule("-p tcp --dport 31002 -j ACCEPT"), KUBE),
-    "a NodePort's number in udp": (rule("-p udp --dport 8472 -j DROP"), KUBE),
+    "the number of a published port in another protocol": (rule("-p udp --dport 8080 -j DROP"), DOCKER),
     "a port that nobody rewrites": (rule("-p tcp --dport 10250 -j DROP"), KUBE),
     "a NodePort refused before DNAT": (rule(DROP_31002, table="mangle", chain="PREROUTING"), KUBE),
     "a NodePort refused in FORWARD": (rule(DROP_31002, chain="FORWARD"), KUBE),
@@ -247,6 +265,12 @@ SILENT = {
     "a NodePort on loopback": (rule("-i lo -p tcp --dport 31002 -j DROP"), KUBE),
     "all but a NodePort": (rule("-p tcp ! --dport 31002 -j DROP", more=LAST), KUBE),
     "a NodePort with IPVS": (rule(DROP_31002), IPVS),
+    "a NodePort with IPVS, beside chains of the other mode": (rule(DROP_31002), replace(NODE_PORTS, ipvs=True)),
+    "what a bridge dials that is excepted": (rule("-i br0 -p tcp --dport 8080 -j DROP"), BRIDGED),
+    "a port that is rewritten but for one address": (
+        rule("-p tcp --dport 8080 -j DROP"),
+        live("nat", "PREROUTING ! -d 192.0.2.1/32 -p tcp -m tcp --dport 8080 -j REDIRECT --to-ports 80"),
+    ),
     "a port published in IPv4, refused in IPv6 where docker-proxy serves it": (
         rule("-p tcp --dport 8080 -j DROP", more='families = ["ipv6"]'),
         DOCKER,
@@ -296,6 +320,7 @@ SILENT = {
         NODE,
     ),
     "a rule that returns before": (rule("-p udp -j RETURN", name="a") + rule("-p udp -j DROP", name="b"), NODE),
+    "a rule that returns behind": (rule("-p udp -j DROP", name="a") + rule("-p udp -j RETURN", name="b"), NODE),
     "a narrower forward before": (forward("a", "drop", 'in = "eth0"') + forward("b", "drop"), NODE),
     "a forward refused by mark before one that drops": (
         forward("a", "reject") + forward("b", "drop", 'in = "eth0"'),
@@ -325,6 +350,14 @@ SILENT = {
     ),
     "the same port of other addresses": (
         port("a", "80", 'allow = ["10.0.0.0/8"]') + port("b", "80", 'destination = ["192.0.2.1"]'),
+        NODE,
+    ),
+    "the same port of the node itself": (
+        port("a", "80", 'allow = ["127.0.0.0/8"]\nfrom_node = true') + port("b", "80", 'allow = ["10.0.0.0/8"]'),
+        NODE,
+    ),
+    "a port whose protocol its zone allows": (
+        port("a", "80", 'allow = ["10.0.0.1"]') + zone("z", 'sources = ["10.0.0.0/8"]\nprotocols = ["tcp"]'),
         NODE,
     ),
     "a port that its zone allows": (
@@ -363,6 +396,11 @@ SILENT = {
         NODE,
     ),
     "a forward that excepts IPv4 addresses": (forward("a", "drop", 'source = "!10.0.0.0/8"'), NODE),
+    "a forward that excepts all of IPv4": (forward("a", "drop", 'source = "!0.0.0.0/0"'), NODE),
+    "two zones for everybody": (
+        zone("a", 'sources = ["0.0.0.0/0"]\nservices = ["ssh"]') + zone("b", 'sources = ["::/0"]\nservices = ["ssh"]'),
+        NODE,
+    ),
     "a zone for everybody": (zone("a", 'sources = ["0.0.0.0/0", "::/0"]\nservices = ["ssh"]'), NODE),
     "early below Calico's": (rule("-p udp -j DROP", chain="FORWARD"), live("filter", *FELIX, APPENDED)),
     "first where Calico appends": (
@@ -418,6 +456,11 @@ SILENT = {
     "NFLOG": (rule("-j NFLOG"), NODE),
     "a NodePort that is counted only": (port("a", "31002", "enforce = false"), BALANCED),
     "a NodePort guarded at any address": (port("a", "31002, 80", 'destination = "any"'), BALANCED),
+    "a NodePort with its Service's port guarded at any address": (
+        port("a", "31002") + port("b", "80", 'destination = "any"'),
+        BALANCED,
+    ),
+    "a NodePort with its Service at this node's own address, guarded": (port("a", "31002, 80"), OWN_ADDRESS),
     "a NodePort whose Service has no more addresses": (port("a", "30001"), BALANCED),
     "a set of the right type": (
         '[set.mine]\nentries = ["10.0.0.1"]',

@@ -51,6 +51,8 @@ def test_a_nodeport_refused_in_input_is_told_by_the_live_rules_and_nothing_is_ch
 def test_a_set_made_by_hand_with_another_type_is_an_error_with_the_cure(node: Node) -> None:
     daemon = Daemon(node, head(node) + INPUT, start=False)
     assert codes(daemon)[:2] == (0, [])
+    assert node.run(["nft", "list", "tables"]).stdout == ""  # a look at a node without rules makes no table
+    assert node.run("cat /proc/net/ip_tables_names").stdout == ""
     node.run(["ipset", "create", "hosts", "hash:ip"])
     status, found, said = codes(daemon)
     assert (status, found) == (1, ["set-type"])

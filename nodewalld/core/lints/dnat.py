@@ -22,6 +22,11 @@ _IPVS_CHAINS = ("KUBE-NODE-PORT", "KUBE-LOAD-BALANCER")
 _ENDS = frozenset({"ACCEPT", "RETURN"})
 _REWRITES = frozenset({"DNAT", "REDIRECT"})
 _DEPTH_MAX = 16  # chains within chains; nobody nests them deeper
+_FOR_THE_NODE = (
+    ("--dst-type", ("LOCAL",), False),
+    ("-d", ("127.0.0.0/8",), True),  # loopback, which nobody dials from outside
+    ("-d", ("::1/128",), True),
+)
 _EXTERNAL_CHAINS = ("KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-")
 
 
@@ -115,16 +120,14 @@ class Rewrites:
 
 def _narrowed(rule: Rule) -> bool:
     """Whether a rule is for some sources or destinations only; most rules of a large node are, and are not read."""
-    text = rule.text.removeprefix("! -d ::1/128 ").removeprefix("! -d 127.0.0.0/8 ")  # loopback never comes here
-    return text.startswith(("-s ", "-d ")) or " -d " in text or " -s " in text
+    return rule.text.startswith(("-s ", "-d "))
 
 
 def _understood(text: Text) -> bool:
     return all(
-        (each.option == "-d" and each.negated)  # loopback, or it would be narrowed
-        or (each.option in ("-p", "--dport", "--dports") and not each.negated)
+        (each.option in ("-p", "--dport", "--dports") and not each.negated)
         or (each.option == "-i" and each.negated)
-        or (each.option, each.arguments, each.negated) == ("--dst-type", ("LOCAL",), False)
+        or (each.option, each.arguments, each.negated) in _FOR_THE_NODE
         for each in text.conditions
     )
 

@@ -59,5 +59,4 @@ def is_ours(rule: Rule) -> bool:
 def every_foreign(chains: Chains) -> Iterator[tuple[str, Rule]]:
     """The rules of a table that are not ours, each with its chain."""
     for name, rules in chains.items():
-        if not name.startswith(OWN_PREFIX):
-            yield from ((name, rule) for rule in rules if not is_ours(rule))
+        yield from ((name, rule) for rule in rules if not is_ours(rule))
