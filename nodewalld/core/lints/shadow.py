@@ -68,7 +68,8 @@ def forwards_in_vain(config: Config, _facts: NodeFacts) -> Iterator[Problem]:
     for entry in config.forwards:
         for other in config.forwards:
             if other is not entry and other.enforce and _takes_first(other, entry) and _covers(other, entry):
-                yield _problem(entry.where, f"forward.{entry.name}", f"forward.{other.name}", other.where)
+                key, what = f"forward.{entry.name}", "decides no new connection"
+                yield _problem(entry.where, key, f"forward.{other.name}", other.where, what)
                 break
 
 
@@ -167,6 +168,6 @@ def _interface_taker(name: str, earlier: Iterable[ZoneEntry]) -> ZoneEntry | Non
     return next(takes, None)
 
 
-def _problem(where: Where, key: str, taker: str, place: Where) -> Problem:
-    message = f"never matches: {taker} ({place.file}:{place.line}) takes all that it could, and is asked first"
+def _problem(where: Where, key: str, taker: str, place: Where, what: str = "never matches") -> Problem:
+    message = f"{what}: {taker} ({place.file}:{place.line}) takes all that it could, and is asked first"
     return Problem(where, key, message, "leave one of them out, or narrow or move the other", CODE)
