@@ -390,6 +390,12 @@ def test_check_warns_and_strict_makes_errors_of_warnings(run: Run) -> None:
     assert "warning" not in err
 
 
+def test_check_calls_a_note_what_nothing_can_cure_and_strict_does_not_count_it(run: Run) -> None:
+    note = Problem(Where("a.toml", 1), "port.a", "is open elsewhere", code="open-on-other-nodes")
+    status, _, err = run("check", "--strict", offline=(), load=Config(path="/d", warnings=(note,)))
+    assert (status, err) == (0, "note: a.toml:1: port.a: is open elsewhere [open-on-other-nodes]\n")
+
+
 def test_check_ignores_only_codes_that_there_are(run: Run) -> None:
     status, _, err = run("check", "--ignore", "no-such-code", offline=())
     assert status == 2

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodewalld.commands import ctl
 from nodewalld.configuration.load import load
@@ -14,6 +16,7 @@ from nodewalld.core import lints
 from nodewalld.core.config import Config, Problem
 from nodewalld.core.environment import Environment
 from nodewalld.core.lints.facts import NodeFacts
+from nodewalld.core.lints.texts import take_apart
 from nodewalld.core.lockout import Connection
 from nodewalld.core.words import Family
 from nodewalld.kernel.firewall import parse_tables
@@ -523,3 +526,46 @@ CAPTURES = sorted({re.sub(r"\.v[46]\..*", "", path.name) for path in HERE.glob("
 @pytest.mark.parametrize("name", CAPTURES)
 def test_a_sane_configuration_is_warned_of_beside_no_neighbour(name: str, check: Check) -> None:
     assert set(check(SANE, captured(name), "--strict")[1]) <= lints.NOTES
+
+
+CONDITIONS = [
+    "-p tcp",
+    "! -s 10.0.0.0/8",
+    "--source=192.0.2.1",
+    "-m tcp --dport 22",
+    "-m multiport --destination-ports 80,443",
+    '-m comment --comment "! -p udp -j DROP"',
+    "-m limit --limit 5/s",
+    "-m conntrack ! --ctstate NEW",
+    "-m set --match-set office src",
+    "-i ! eth0",
+    "--syn",
+    "-m socket",
+    "--nonsense",
+]
+
+
+@given(st.permutations(CONDITIONS), st.integers(0, len(CONDITIONS)), st.integers(0, len(CONDITIONS)))
+def test_a_rule_says_the_same_in_any_order_and_never_less_with_more_conditions(
+    conditions: list[str], few: int, place: int
+) -> None:
+    some = conditions[:few]
+    at = min(place, few)
+    text = take_apart(" ".join([*some[:at], "-j DROP", *some[at:]]))
+    assert text == take_apart(" ".join([*sorted(some), "-j DROP"]))
+    assert text.target == "DROP"
+    whole = take_apart(" ".join([*conditions, "--jump DROP"]))
+    assert text.conditions <= whole.conditions
+    silent = sum("--comment" in each for each in some)
+    assert len(text.conditions) >= few - silent
+
+
+WORDS = [*" ".join(CONDITIONS).replace('"', "").split(), "-j", "!", "-", "--", "=", "-g", "é"]
+
+
+@given(st.lists(st.sampled_from(WORDS)))
+def test_no_text_makes_it_crash(words: list[str]) -> None:
+    text = take_apart(" ".join(words))
+    assert isinstance(text.protocol, str)
+    assert len(text.ports) <= len(words)
+    assert len(list(text.addresses("-s"))) <= len(words)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_network
+from itertools import zip_longest
 
 from nodewalld.core.config import PortRange
 from nodewalld.core.ruletext import split
@@ -133,15 +134,14 @@ def _anything(option: str, arguments: Sequence[str]) -> bool:
 
 
 def _groups(words: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...], bool]]:
-    """Each option with its arguments, and whether "!" stands before it, or, as of old, behind."""
-    option, arguments, negated, negate = "", list[str](), False, False
-    free = False
-    for word in words:
+    """Each option with its arguments, and whether "!" stands before it, or, as of old, before its argument."""
+    option, arguments, negated, negate, free = "", list[str](), False, False, False
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
         if word == "!" and not free:
-            if option and not arguments:
-                negated = not negated
-            else:
+            if after.startswith("-"):
                 negate = True
+            else:
+                negated = not negated
         elif word.startswith("-") and len(word) > 1 and not free:
             if option:
                 yield option, tuple(arguments), negated
