@@ -347,6 +347,11 @@ SILENT = {
         port("a", "80", 'allow = ["10.0.0.0/8"]') + port("b", "80", 'allow = ["10.1.0.0/16"]'),
         NODE,
     ),
+    "a port for any, narrowed in IPv4 only": (
+        port("a", "80", 'allow = ["any"]\ndeny = ["10.66.0.0/16"]') + port("b", "80", 'allow = ["10.0.0.0/8"]'),
+        NODE,
+    ),
+    "a port that the failsafe keeps open": (port("a", "22", 'allow = ["10.0.0.0/8"]') + port("b", "22"), NODE),
     "the same port of other protocols": (
         port("a", "53", 'allow = ["10.0.0.0/8"]') + port("b", "53", 'protocol = "udp"\nallow = ["10.9.0.0/16"]'),
         NODE,

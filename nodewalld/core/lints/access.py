@@ -69,8 +69,12 @@ def _refusing_port(entry: PortEntry, config: Config) -> tuple[Network, str, str]
             continue
         if entry.destination != other.destination or entry.from_node != other.from_node:
             continue
+        if any(each.protocol in protocols and overlap((each.ports,), (common,)) for each in config.failsafe.ports):
+            continue  # neither refuses anybody there
         for peer in entry.allow:
-            if not isinstance(peer, SetRef) and not any(_overlaps(peer, each) for each in allow):
+            if isinstance(peer, SetRef) or (allow and not peer.prefixlen):
+                continue  # "any" in one entry and a list in the other: the list is meant, also where it is empty
+            if not any(_overlaps(peer, each) for each in allow):
                 return peer, f"{shown(common)}/{protocols[0]}", f"port.{other.name}"
     return None
 

@@ -1,8 +1,7 @@
 """What neighbours' live rules make of entries of ours: Services with more addresses, places that others insist on,
 bits and set names in use.
 
-Law: neighbours are known by the names of their chains and by what they are known to do (docs/lints.md names the
-sources); who is not seen in the live rules is not warned of.
+Law: neighbours are known by the names of their chains; who is not seen in the live rules is not warned of.
 """
 
 import fnmatch
@@ -164,10 +163,14 @@ def marks_in_use(config: Config, facts: NodeFacts) -> Iterator[Problem]:
 def _uses(text: str, bit: int) -> bool:
     """Whether a rule sets the bit, or asks for it; one that compares or writes all 32 means its own value."""
     for value, mask in _BITS.findall(text.partition(_OF_CONNECTIONS)[0]):
-        bits = int(mask, 0) if mask else _ALL_BITS
-        if int(value, 0) & bit or (bits & bit and bits != _ALL_BITS):
+        bits = _number(mask) if mask else _ALL_BITS
+        if _number(value) & bit or (bits & bit and bits != _ALL_BITS):
             return True
     return False
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if text.startswith("0x") else 10)
 
 
 def set_types(config: Config, facts: NodeFacts) -> Iterator[Problem]:

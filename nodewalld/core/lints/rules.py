@@ -5,7 +5,7 @@ Law: only what a rule's own words say is judged; what is not understood of them 
 
 from collections.abc import Iterator, Mapping
 
-from nodewalld.core.config import Config, Place, PortRange, Problem, ProtocolPorts, RuleEntry
+from nodewalld.core.config import Config, Place, Problem, ProtocolPorts, RuleEntry
 from nodewalld.core.desired import OWN_PREFIX
 from nodewalld.core.lints.dnat import NODE_PORTS, Rewrites, Rewritten, serves_by_ipvs
 from nodewalld.core.lints.facts import NodeFacts
@@ -35,7 +35,7 @@ def obsolete_targets(config: Config, _facts: NodeFacts) -> Iterator[Problem]:
 
 
 def inputs_after_dnat(config: Config, facts: NodeFacts) -> Iterator[Problem]:
-    """input-after-dnat: refusing a port in INPUT that nat PREROUTING rewrites, so that its packets are forwarded."""
+    """input-after-dnat: refusing a port in INPUT that nat PREROUTING rewrites, so that INPUT never sees it."""
     rewrites = {family: Rewrites(facts.chains(family, Table.NAT)) for family in config.daemon.families}
     for rule in config.rules:
         text = take_apart(rule.text)
@@ -47,7 +47,7 @@ def inputs_after_dnat(config: Config, facts: NodeFacts) -> Iterator[Problem]:
             found = [(family, f"{shown(text.ports[0])}/{text.protocol} {why}") for family in rule.families[:1]]
         if found:
             families = " and ".join(family.value for family, _ in found)
-            message = f"{found[0][1]} ({families}): such packets are forwarded and never meet {rule.table} INPUT"
+            message = f"{found[0][1]} ({families}): {rule.table} INPUT never sees a packet for it"
             cure = f"a [[port]] with ports = [{shown(text.ports[0])}]"
             yield Problem(rule.where, f"rule.{rule.name}.rule", message, cure, "input-after-dnat")
 
@@ -86,9 +86,9 @@ def failsafe_overruled(config: Config, facts: NodeFacts) -> Iterator[Problem]:
         above = rule.position.place in (Place.FIRST, Place.EARLY)  # below, others may have let the port pass
         if not (rule.enforce and inward and above and text.target in REFUSALS and _for_everybody(text, config)):
             continue
-        port = _promised(text, config)
-        if port and not any(_lets_pass(other, rule, port) for other in config.rules):
-            message = f"refuses {port}, which [failsafe] promises and can't keep open against a [[rule]]"
+        promised = _promised(text, config)
+        if promised and not any(_lets_pass(other, rule, promised) for other in config.rules):
+            message = f"refuses {_shown(promised)}, which [failsafe] promises and can't keep open against a [[rule]]"
             cure = "a [[port]] and `failsafe.from`, or leave the port out of [failsafe]"
             yield Problem(rule.where, f"rule.{rule.name}.rule", message, cure, "failsafe-overruled")
     for family in config.daemon.families:
@@ -105,30 +105,26 @@ def _for_everybody(text: Text, config: Config) -> bool:
     )
 
 
-def _promised(text: Text, config: Config) -> str:
-    """The first port of the failsafe that a rule is about; "" for none."""
+def _promised(text: Text, config: Config) -> ProtocolPorts | None:
+    """The first of the failsafe's ports that a rule is about."""
     if not text.ports and (text.given("--dport") or text.given("--dports")):
-        return ""
-    for each in config.failsafe.ports:
-        if text.protocol in ("", each.protocol) and (not text.ports or overlap(text.ports, (each.ports,))):
-            return _shown(each)
-    return ""
+        return None
+    return next((each for each in config.failsafe.ports if _concerns(text, each)), None)
+
+
+def _concerns(text: Text, each: ProtocolPorts) -> bool:
+    return text.protocol in ("", each.protocol) and (not text.ports or bool(overlap(text.ports, (each.ports,))))
 
 
 def _shown(each: ProtocolPorts) -> str:
     return f"{shown(each.ports)}/{each.protocol}"
 
 
-def _lets_pass(other: RuleEntry, rule: RuleEntry, port: str) -> bool:
+def _lets_pass(other: RuleEntry, rule: RuleEntry, promised: ProtocolPorts) -> bool:
     """Whether another [[rule]] of that chain makes exceptions for the port: then it is limited by hand."""
     text = take_apart(other.text)
-    if (other.table, other.chain) != (rule.table, rule.chain) or text.target not in ("ACCEPT", "RETURN"):
-        return False
-    number, _, protocol = port.partition("/")
-    first, _, last = number.partition("-")
-    return text.protocol in ("", protocol) and bool(
-        not text.ports or overlap(text.ports, (PortRange(int(first), int(last or first)),))
-    )
+    beside = (other.table, other.chain) == (rule.table, rule.chain)
+    return beside and text.target in ("ACCEPT", "RETURN") and _concerns(text, promised)
 
 
 def _overruled_by_others(config: Config, facts: NodeFacts, family: Family) -> Iterator[Problem]:
@@ -136,10 +132,10 @@ def _overruled_by_others(config: Config, facts: NodeFacts, family: Family) -> It
         for foreign in facts.foreign(family, table, chain):
             text = take_apart(foreign.text)
             if text.target in REFUSALS and text.ports and text.only("-p", "--dport", "--dports"):
-                port = _promised(text, config)
-                if port:
+                promised = _promised(text, config)
+                if promised:
                     rule = f"{table} {chain} ({family}): {foreign.text}"
-                    message = f"{port} is refused by a rule that is not ours, in {rule}"
+                    message = f"{_shown(promised)} is refused by a rule that is not ours, in {rule}"
                     cure = "take that rule out; nodewalld overrules no other program"
                     where = config.failsafe.where
                     yield Problem(where, "failsafe.ports", message, cure, "failsafe-overruled")
