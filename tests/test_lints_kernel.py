@@ -6,6 +6,9 @@ import pytest
 
 from lab.daemon import Daemon
 from lab.node import Node
+from nodewalld.core.words import Backend, Family
+from nodewalld.kernel.firewall import FirewallError
+from nodewalld.kernel.survey import survey
 
 pytestmark = pytest.mark.kernel
 
@@ -46,6 +49,21 @@ def test_a_nodeport_refused_in_input_is_told_by_the_live_rules_and_nothing_is_ch
         "nodewalld.toml:3: rule.no-nodeport.rule: 31002/tcp is rewritten before INPUT by KUBE-NODEPORTS" in plain.stderr
     )
     assert plain.stderr.splitlines()[0].endswith("[input-after-dnat]")
+
+
+def test_each_family_is_judged_by_its_own_rules(kube_node: Node) -> None:
+    daemon = Daemon(kube_node, head(kube_node) + INPUT, start=False)
+    kube_node.run("ip6tables -t nat -F")
+    [warning] = codes(daemon)[2]["warnings"]
+    assert "(ipv4)" in warning["message"]
+
+
+def test_where_no_backend_is_to_be_found_that_is_told() -> None:
+    def nobody_knows() -> Backend:
+        raise FirewallError("iptables can't be started")
+
+    facts = survey((Family.IPV4,), nobody_knows, (), None)
+    assert (facts.rules, facts.unread) == ({}, ("iptables can't be started",))
 
 
 def test_a_set_made_by_hand_with_another_type_is_an_error_with_the_cure(node: Node) -> None:
