@@ -320,6 +320,7 @@ FAMILIES = [
     ("! -d fd00::/8 -j DROP", "", "ipv6"),
     ("-j DNAT --to-destination 10.0.0.1:8080-8090", "", "ipv4"),
     ("-j DNAT --to-destination [fd00::1]:80", "", "ipv6"),
+    ("-d 2001:db8::/32 -j NETMAP --to 2001:db8:1::/32", "", "ipv6"),
     ("-j SNAT --to-source 10.0.0.1-10.0.0.9", "", "ipv4"),
     ("-m mac --mac-source 00:11:22:33:44:55 -p tcp --dport 80:90 -j DROP", "", "ipv4 ipv6"),
     ("-m comment --comment 10.0.0.1 -j DROP", "", "ipv4 ipv6"),

@@ -49,7 +49,7 @@ _FREE_TEXT = frozenset(
 )
 """Options whose argument may look like anything, even like a command."""
 
-_ADDRESS_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::.*)?|(?P<v4>[0-9.]+):.*")
+_ADDRESS_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::.*)?|(?P<v4>[0-9]+(?:\.[0-9]+){3}):.*")
 
 
 def rule_text(node: Node, reading: Reading) -> str:
