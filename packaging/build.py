@@ -100,6 +100,8 @@ def stage(tree: Path, made: Release) -> None:
     documents = tree / "usr/share/doc/nodewalld"
     _copy(HERE / "debian/copyright", documents / "copyright")
     _copy(ROOT / "docs/alerts.yml", documents / "alerts.yml")
+    for example in (ROOT / "etc/examples").glob("*.toml"):
+        _copy(example, documents / "examples" / example.name)
     _write(documents / "nodewalld.cdx.json", bundle.bill_of_materials(site, made.version, made.epoch))
     _write_compressed(documents / "changelog.gz", made.changelog)
     _settle(tree, made.epoch)

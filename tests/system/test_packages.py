@@ -42,6 +42,7 @@ NEEDED = {
     "usr/share/man/man5/nodewalld.toml.5.gz",
     "usr/share/man/man8/nodewallctl.8.gz",
     "usr/share/man/man8/nodewalld.8.gz",
+    *(f"usr/share/doc/nodewalld/examples/{path.name}" for path in (ROOT / "etc/examples").iterdir()),
 }
 MEBIBYTE = 1 << 20
 
