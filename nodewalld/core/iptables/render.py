@@ -65,7 +65,7 @@ def _write_rules(writer: Writer) -> None:
         text = join([*tag_words(raw.entry), *words])
         if rule.enforce and stands_itself(raw.words):
             place = Placement(rule.chain, raw.position, raw.order, raw.entry, text, (raw.entry,), needs)
-            writer.placements[table].append(place)
+            writer.stand(table, place)
             continue
         chain = writer.chain_at(table, rule.chain, raw.position, raw.order, raw.entry)
         writer.chains[table][chain].append(Line(raw.entry, text, needs if rule.enforce else ""))

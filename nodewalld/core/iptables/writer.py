@@ -23,13 +23,15 @@ def chain_name(kind: str, name: str) -> str:
     return f"{full[: CHAIN_NAME_MAX - 7]}-{_short(name)}"
 
 
-def position_chain(table: Table, chain: str, position: Position) -> tuple[str, str]:
+def position_chain(table: Table, chain: str, position: Position, part: int = 1) -> tuple[str, str]:
     """The chain of ours that a position in a foreign chain jumps to, and the tag of that jump."""
     label = position.place.value
     if position.place is Place.BETWEEN:
         label = _short(repr(position))
+    if part > 1:
+        label = f"{label}-{part}"
     base = chain if chain in table.builtin_chains else f"in-{chain}"
-    suffix = "" if position.place is Place.EARLY else f"-{label}"
+    suffix = "" if label == Place.EARLY.value else f"-{label}"
     return chain_name("", base + suffix), f"{PLACED}{label}"
 
 
@@ -45,6 +47,7 @@ class Writer:
         self.family = decisions.family
         self.chains: dict[Table, dict[str, list[Line]]] = defaultdict(dict)
         self.placements: dict[Table, list[Placement]] = defaultdict(list)
+        self._parts: dict[tuple[Table, str, Position], int] = {}
 
     def rule(self, entry: str, *parts: Sequence[str], needs: str = "") -> Line:
         """A tagged rule; the parts before the first -m or -j stand first, as iptables prints them."""
@@ -58,7 +61,7 @@ class Writer:
 
     def chain_at(self, table: Table, chain: str, position: Position, order: tuple[int, int], entry: str) -> str:
         """The chain of ours at a position of a foreign chain; its jump is placed when it is first asked for."""
-        name, tag = position_chain(table, chain, position)
+        name, tag = position_chain(table, chain, position, self._parts.get((table, chain, position), 1))
         known = self.placements[table]
         for index, place in enumerate(known):
             if (place.chain, place.tag) == (chain, tag):
@@ -71,6 +74,15 @@ class Writer:
         known.append(Placement(chain, position, order, tag, text, (entry,)))
         self.chains[table].setdefault(name, [])
         return name
+
+    def stand(self, table: Table, place: Placement) -> None:
+        """Place a rule that stands in the foreign chain itself: what is at the same position later comes below it."""
+        self.placements[table].append(place)
+        key = table, place.chain, place.position
+        part = self._parts.get(key, 1)
+        _, tag = position_chain(*key, part)
+        if any((other.chain, other.tag) == (place.chain, tag) for other in self.placements[table]):
+            self._parts[key] = part + 1
 
     def desired(self) -> Desired:
         """All that has been written."""
