@@ -144,6 +144,12 @@ def _report(args: argparse.Namespace, tools: Tools) -> int:
     return report(args, tools)
 
 
+def _import(args: argparse.Namespace, tools: Tools) -> int:
+    from nodewalld.commands import importing  # noqa: PLC0415 - heavy
+
+    return importing.run(args, tools)
+
+
 class _Command(NamedTuple):
     run: Callable[[argparse.Namespace, Tools], int]
     summary: str
@@ -235,6 +241,17 @@ COMMANDS = {
         "A running daemon lets go and stays idle until `nodewallctl reload`.",
         ("nodewallctl remove", "nodewallctl remove --json"),
     ),
+    "import": _Command(
+        _import,
+        "print rules that were written by hand, from iptables-save or the kernel, as TOML",
+        "Changes nothing. What can't be carried over is said, line by line, and the exit status is still 0;\n"
+        "it is 1 for a FILE that iptables-save did not print.",
+        (
+            "nodewallctl import",
+            "nodewallctl import /etc/iptables/rules.v4",
+            "nodewallctl import --json -",
+        ),
+    ),
 }
 
 
@@ -278,6 +295,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "history":
         parser.add_argument("-n", metavar="N", type=_number, help="only the newest N")
         parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
+    if name == "import":
+        parser.add_argument("file", metavar="FILE", nargs="?", help='what iptables-save printed, "-" for stdin')
     if name == "report":
         parser.add_argument("--output", metavar="FILE", type=Path, help="default nodewalld-report-TIME.tar.gz, here")
     if name == "try":

@@ -39,7 +39,7 @@ from nodewalld.core.words import Backend, Network
 
 _KEYS = ("daemon", "failsafe", "set", "port", "forward", "rule", "jump", "zone", "service")
 
-_RESERVED_SETS = (
+RESERVED_SETS = (
     "cali4",
     "cali6",
     "felix-",
@@ -139,7 +139,7 @@ def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
     for called, node in nodes.items():
         if not is_name(called):
             reading.refuse(node, *bad_name(called))
-        elif called.startswith(_RESERVED_SETS):
+        elif called.startswith(RESERVED_SETS):
             reading.refuse(node, f"{show(called)} begins like the sets of another program", "another name")
     _refuse_twice(nodes.items(), reading)
     named = [(called, reading.collect(_set_fields, [node]), node) for called, node in nodes.items()]
