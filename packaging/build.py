@@ -102,6 +102,7 @@ def stage(tree: Path, made: Release) -> None:
     _copy(ROOT / "docs/alerts.yml", documents / "alerts.yml")
     for example in (ROOT / "etc/examples").glob("*.toml"):
         _copy(example, documents / "examples" / example.name)
+    _copy(reference.SCHEMA, tree / "usr/share/nodewalld/nodewalld.schema.json")
     _write(documents / "nodewalld.cdx.json", bundle.bill_of_materials(site, made.version, made.epoch))
     _write_compressed(documents / "changelog.gz", made.changelog)
     _settle(tree, made.epoch)

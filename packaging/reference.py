@@ -1,14 +1,24 @@
-"""What the programs' own parsers tell: shell completions, and the commands' part of the man pages.
+"""What the programs themselves tell: shell completions, the commands' part of the man pages, the keys of the
+configuration. Run by itself, it writes docs/nodewalld.schema.json and the tables of keys in docs/configuration.md.
 
 Law: nothing is told twice. An option or a command that is added to a parser appears here by itself.
 """
 
 import argparse
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import shtab
 
 from nodewalld.commands import ctl, daemon
+from nodewalld.configuration.describe import json_schema
+from nodewalld.configuration.reading import Key
+from nodewalld.configuration.schema import SECTIONS
+
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCHEMA, CONFIGURATION = _DOCS / "nodewalld.schema.json", _DOCS / "configuration.md"
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -70,3 +80,36 @@ def _shown(action: argparse.Action) -> str:
 def _sentence(action: argparse.Action) -> str:
     text = (action.help or "") % vars(action)
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def schema_text() -> str:
+    """The text of docs/nodewalld.schema.json."""
+    return json.dumps(json_schema(), indent=2) + "\n"
+
+
+def configuration_text(text: str) -> str:
+    """docs/configuration.md with the table of keys in each section as the program has it."""
+    for name, section in SECTIONS.items():
+        above = re.escape(f"## `{heading(name)}`\n")
+        rows = "".join(f"| `{key}` | {_default(one)} | {one.meaning} |\n" for key, one in section.keys.items())
+        table = f"| key | default | meaning |\n|---|---|---|\n{rows}"
+        found = re.compile(rf"({above}(?:(?!\n## ).)*?\n)\| key \|.*?\n(?=\n)", re.DOTALL)
+        if match := found.search(text):
+            text = text[: match.start()] + match[1] + table + text[match.end() :]
+    return text
+
+
+def heading(name: str) -> str:
+    """How a kind of table stands in a file: [daemon], [set.NAME], [[port]]."""
+    return SECTIONS[name].shape.value.format(name)
+
+
+def _default(key: Key) -> str:
+    if key.example:
+        return "required"
+    return f"`{json.dumps(key.default)}`" if key.has_default else ""
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(schema_text())
+    CONFIGURATION.write_text(configuration_text(CONFIGURATION.read_text()))

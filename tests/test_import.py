@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_table import FakeTable
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nodewalld.commands import ctl
@@ -274,6 +274,8 @@ def test_sets_are_taken_over_copied_or_told() -> None:
 
 
 @given(st.text())
+@example("\x7f")
+@example("'\"\\\U0001f600\u2028\0")
 def test_any_text_is_the_same_after_toml(text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
     assert tomllib.loads(f"x = {toml_string(text)}")["x"] == text

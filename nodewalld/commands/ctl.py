@@ -7,6 +7,7 @@ Heavy modules are imported by the command that needs them: `status` is run by sc
 """
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -150,6 +151,13 @@ def _import(args: argparse.Namespace, tools: Tools) -> int:
     return importing.run(args, tools)
 
 
+def _schema(_args: argparse.Namespace, _tools: Tools) -> int:
+    from nodewalld.configuration.describe import json_schema  # noqa: PLC0415 - heavy
+
+    print(json.dumps(json_schema(), indent=2))
+    return GOOD
+
+
 class _Command(NamedTuple):
     run: Callable[[argparse.Namespace, Tools], int]
     summary: str
@@ -251,6 +259,13 @@ COMMANDS = {
             "nodewallctl import /etc/iptables/rules.v4",
             "nodewallctl import --json -",
         ),
+    ),
+    "schema": _Command(
+        _schema,
+        "print the JSON Schema of nodewalld.toml, for editors and CI",
+        "Draft 2020-12, with the meaning and the default of each key. It judges one file by itself;\n"
+        "`nodewallctl check` judges all files together, and more strictly.",
+        ("nodewallctl schema",),
     ),
 }
 

@@ -6,9 +6,18 @@ for DNS.
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nodewalld.configuration.reading import FieldError, Reader, Reading, T, list_nodes, nearest
+from nodewalld.configuration.reading import (
+    FieldError,
+    Read,
+    Reading,
+    T,
+    list_nodes,
+    nearest,
+    one_or_list,
+    takes,
+)
 from nodewalld.configuration.tree import Node, show
-from nodewalld.configuration.values import interface, text
+from nodewalld.configuration.values import INTERFACE, interface, pattern, text
 from nodewalld.core.config import Destination, Interfaces, Peer, Selector, SetRef
 from nodewalld.core.words import Network
 
@@ -18,6 +27,11 @@ ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 _ADDRESS_CURE = 'such as "10.0.0.1", "10.0.0.0/8" or "fd00::/64"'
 
 
+_NETWORK = r"[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?"
+_PEER = rf"@.+|{_NETWORK}"
+
+
+@takes(pattern(_NETWORK))
 def network(node: Node, reading: Reading) -> Network:
     """An address, as a network of one, or a CIDR."""
     written = text(node, reading, example=_ADDRESS_CURE)
@@ -41,6 +55,7 @@ def network(node: Node, reading: Reading) -> Network:
         raise FieldError(node, f"{show(written)} has host bits set", f'"{loose}" or "{one}"') from None
 
 
+@takes(pattern(_PEER))
 def peer(node: Node, reading: Reading) -> Peer:
     """An address, a CIDR, or a set as @NAME."""
     written = text(node, reading, example=_ADDRESS_CURE)
@@ -54,6 +69,7 @@ def peer(node: Node, reading: Reading) -> Peer:
     return SetRef(called)
 
 
+@takes(one_or_list(pattern(f"any|{_PEER}")))
 def allowed(node: Node, reading: Reading) -> tuple[Peer, ...]:
     """A list of those who may (or may not), in which "any" is everybody; nothing in it can be negated."""
     nodes = list_nodes(node, example='["10.0.0.0/8", "@SET"]', single=True)
@@ -67,6 +83,7 @@ def _allowed(node: Node, reading: Reading) -> tuple[Peer, ...]:
     return ANYWHERE if written == "any" else (peer(node, reading),)
 
 
+@takes({"type": "array", "items": pattern(f"(?:any)?|{_PEER}"), "minItems": 1})
 def sources(node: Node, reading: Reading) -> Selector:
     """The sources of the failsafe: a real list, for the way back in is not written in passing."""
     nodes = list_nodes(node, example='["any"]')
@@ -76,16 +93,19 @@ def sources(node: Node, reading: Reading) -> Selector:
     return selector(Node([_without_negation(inner) for inner in nodes], node.where, node.key), reading)
 
 
+@takes(one_or_list(pattern(f"(?:any)?|(?:! *)?(?:{_PEER})"), minItems=1))
 def selector(node: Node, reading: Reading) -> Selector:
     """Addresses that a packet must come from (go to), or, with "!" before each, must not."""
     return Selector(*_negatable(node, reading, peer, ("any", "")))
 
 
+@takes(one_or_list(pattern(f"|(?:! *)?(?:{INTERFACE})"), minItems=1))
 def interfaces(node: Node, reading: Reading) -> Interfaces:
     """Interfaces that a packet must pass, or, with "!" before each, must not."""
     return Interfaces(*_negatable(node, reading, interface, ("",)))
 
 
+@takes(one_or_list(pattern(f"local|any|{_NETWORK}"), minItems=1))
 def destination(node: Node, reading: Reading) -> Destination | tuple[Network, ...]:
     """What the client dialled: an address of this node, anything, or these addresses."""
     example = '"local", "any" or a list of addresses'
@@ -96,9 +116,7 @@ def destination(node: Node, reading: Reading) -> Destination | tuple[Network, ..
     return reading.collect(network, nodes)
 
 
-def _negatable(
-    node: Node, reading: Reading, reader: Reader[T], any_words: tuple[str, ...]
-) -> tuple[tuple[T, ...], bool]:
+def _negatable(node: Node, reading: Reading, reader: Read[T], any_words: tuple[str, ...]) -> tuple[tuple[T, ...], bool]:
     example = show(any_words[0])
     nodes = list_nodes(node, example=example, single=True, empty="which could mean anything or nothing")
     if len(nodes) == 1 and nodes[0].value in any_words:

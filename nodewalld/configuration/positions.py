@@ -2,26 +2,26 @@
 
 import re
 
-from nodewalld.configuration.reading import FieldError, Key, Reading, list_nodes, read_table
+from nodewalld.configuration.reading import (
+    FieldError,
+    Key,
+    Reader,
+    Reading,
+    any_of,
+    described,
+    list_nodes,
+    one_or_list,
+    read_table,
+    takes,
+)
 from nodewalld.configuration.tree import Node
-from nodewalld.configuration.values import choice, glob, text
+from nodewalld.configuration.values import LINE, choice, glob, text
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.ruletext import bare_words, split
 
 _PLACES = {place.value: Position(place) for place in (Place.FIRST, Place.EARLY, Place.LAST)}
 _APPEND = re.compile(r"\s*(?:-A|--append)\s+\S+(?:\s+|$)")
 _POSITION_CURE = '"first", "early", "last" or { after = [...], before = [...] }'
-
-
-def position(node: Node, reading: Reading) -> Position:
-    """A word, or the rules between which ours must stand."""
-    if isinstance(node.value, str):
-        return choice(_PLACES)(node, reading)
-    if not isinstance(node.value, dict):
-        raise FieldError(node, f"must be a string or a table, not {node.kind}", _POSITION_CURE)
-    if not node.value:
-        raise FieldError(node, "is empty and constrains nothing", _POSITION_CURE)
-    return Position(Place.BETWEEN, **read_table(node, _BETWEEN, reading))
 
 
 def _anchor(node: Node, reading: Reading) -> Anchor:
@@ -69,4 +69,30 @@ def _anchors(node: Node, reading: Reading) -> tuple[Anchor, ...]:
 
 
 _ANCHORS = {"rule": _rule, "comment": _comment}
-_BETWEEN = {"after": Key(_anchors), "before": Key(_anchors)}
+_ANCHOR = any_of(
+    glob.schema,
+    {
+        "type": "object",
+        "properties": dict.fromkeys(_ANCHORS, LINE),
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    },
+)
+_ANCHOR_LIST = Reader(_anchors, one_or_list(_ANCHOR, minItems=1))
+_BETWEEN = {
+    "after": Key(_ANCHOR_LIST, "below the last rule that matches any of these"),
+    "before": Key(_ANCHOR_LIST, "above the first rule that matches any of these"),
+}
+
+
+@takes(any_of({"enum": list(_PLACES)}, {**described(_BETWEEN), "minProperties": 1}))
+def position(node: Node, reading: Reading) -> Position:
+    """A word, or the rules between which ours must stand."""
+    if isinstance(node.value, str):
+        return choice(_PLACES)(node, reading)
+    if not isinstance(node.value, dict):
+        raise FieldError(node, f"must be a string or a table, not {node.kind}", _POSITION_CURE)
+    if not node.value:
+        raise FieldError(node, "is empty and constrains nothing", _POSITION_CURE)
+    return Position(Place.BETWEEN, **read_table(node, _BETWEEN, reading))

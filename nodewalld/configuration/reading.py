@@ -8,9 +8,10 @@ values (a list, a table) catches it for each of them, so that one reading finds 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
-from nodewalld.configuration.tree import Node, child_key, elements
+from nodewalld.configuration.tree import Node, child_key, elements, grow
 from nodewalld.core.config import Problem
 from nodewalld.core.words import Family
 
@@ -50,7 +51,7 @@ class Reading:
         """Note something that is taken, and may not be what was meant; its code is told in docs/lints.md."""
         self.warnings.append(Problem(node.where, node.key, message, cure, code))
 
-    def collect(self, reader: "Reader[T]", nodes: Iterable[Node]) -> tuple[T, ...]:
+    def collect(self, reader: "Read[T]", nodes: Iterable[Node]) -> tuple[T, ...]:
         """The values of those nodes that can be read; the others are noted."""
         values: list[T] = []
         for node in nodes:
@@ -61,23 +62,97 @@ class Reading:
         return tuple(values)
 
 
-Reader = Callable[[Node, Reading], T]
+Read = Callable[[Node, Reading], T]
+Schema = Mapping[str, Any]
+"""A JSON Schema, draft 2020-12."""
 
 _LEFT_OUT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Reader(Generic[T]):
+    """Takes a node and gives a value, and describes what it takes.
+
+    All that `read` takes fits `schema`. What fits may still be refused, for what no schema can say.
+    """
+
+    read: Read[T]
+    schema: Schema
+
+    def __call__(self, node: Node, reading: Reading) -> T:
+        """The value. Raises FieldError."""
+        return self.read(node, reading)
+
+
+def takes(schema: Schema) -> Callable[[Read[T]], Reader[T]]:
+    """Make a reader of a function, with the description of what it takes."""
+    return lambda read: Reader(read, schema)
+
+
+def any_of(*schemas: Schema) -> Schema:
+    """What fits one of them at least."""
+    return {"anyOf": list(schemas)}
+
+
+def one_or_list(item: Schema, **more: Any) -> Schema:
+    """One value, or a list of such."""
+    return any_of(item, {"type": "array", "items": item, **more})
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """A key of a table: its reader, the field of the value that it fills, and what holds when it is left out.
 
-    An `example` makes the key required, and is the cure when it is missing. Without example and default, a
-    key that is left out leaves the field to the value's own default.
+    `default` is a value as a file has it, and is read as if it stood there; `absent` is the field's value where no file
+    can say it. An `example` makes the key required, and is the cure when it is missing. `meaning` is told to people,
+    by docs/configuration.md and by the schema.
     """
 
     reader: Reader[Any]
+    meaning: str
     field: str = ""
     default: Any = _LEFT_OUT
+    absent: Any = _LEFT_OUT
     example: str = ""
+
+    @property
+    def has_default(self) -> bool:
+        """Whether there is a `default`."""
+        return self.default is not _LEFT_OUT
+
+
+def described(keys: Mapping[str, Key]) -> Schema:
+    """A table with these keys and no others."""
+    return {
+        "type": "object",
+        "properties": {
+            name: {
+                "description": key.meaning,
+                **key.reader.schema,
+                **({"default": key.default} if key.has_default else {}),
+            }
+            for name, key in keys.items()
+        },
+        "additionalProperties": False,
+    }
+
+
+class Shape(Enum):
+    """How often a table stands in a configuration, and how its heads are written."""
+
+    ONCE = "[{}]"
+    NAMED = "[{}.NAME]"
+    LISTED = "[[{}]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A kind of table: its keys, and for a named one which names it may have."""
+
+    shape: Shape
+    meaning: str
+    keys: Mapping[str, Key]
+    names: Schema = field(default_factory=dict)
 
 
 def table(node: Node) -> dict[str, Node]:
@@ -101,8 +176,11 @@ def read_table(node: Node, keys: Mapping[str, Key], reading: Reading) -> dict[st
         elif key.example:
             missing = Node(node.value, node.where, child_key(node.key, name))
             reading.refuse(missing, "is missing", key.example)
-        elif key.default is not _LEFT_OUT:
-            fields[key.field or name] = key.default
+        elif key.has_default:
+            written = table(grow({name: key.default}, {}, node.where.file))[name]
+            fields[key.field or name] = key.reader(written, reading)
+        elif key.absent is not _LEFT_OUT:
+            fields[key.field or name] = key.absent
     return fields
 
 
@@ -136,7 +214,12 @@ def listed(
             raise FieldError(node, "says the same thing twice", "each once")
         return values
 
-    return read
+    array = {"type": "array", "items": reader.schema, **_least(empty), **({"uniqueItems": True} if unique else {})}
+    return Reader(read, any_of(reader.schema, array) if single else array)
+
+
+def _least(empty: str) -> Schema:
+    return {"minItems": 1} if empty else {}
 
 
 def list_nodes(node: Node, *, example: str, single: bool = False, empty: str = "") -> list[Node]:

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 
-from nodewalld.configuration.reading import FieldError, Reading
+from nodewalld.configuration.reading import FieldError, Reading, takes
 from nodewalld.configuration.tree import Node, show
-from nodewalld.configuration.values import RESERVED, text
+from nodewalld.configuration.values import LINE, RESERVED, text
 from nodewalld.core.ruletext import TAG_PREFIX, split
 from nodewalld.core.words import Family
 
@@ -52,6 +52,7 @@ _FREE_TEXT = frozenset(
 _ADDRESS_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::.*)?|(?P<v4>[0-9]+(?:\.[0-9]+){3}):.*")
 
 
+@takes(LINE)
 def rule_text(node: Node, reading: Reading) -> str:
     """The text of one rule, as iptables takes it after `-A CHAIN`."""
     written = text(node, reading)

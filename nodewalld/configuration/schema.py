@@ -13,31 +13,34 @@ from nodewalld.configuration.peers import network, sources
 from nodewalld.configuration.reading import (
     FieldError,
     Key,
-    Reader,
+    Read,
     Reading,
+    Section,
     SetFile,
+    Shape,
     T,
     listed,
     read_table,
     refuse_unknown,
     table,
+    takes,
 )
 from nodewalld.configuration.tree import Node, is_name, show
 from nodewalld.configuration.values import (
+    NAME,
     absolute_path,
     bad_name,
     choice,
     folder,
     glob,
     mark,
+    pattern,
     protocol_ports,
     resync,
 )
-from nodewalld.configuration.zones import zones
+from nodewalld.configuration.zones import SERVICE, ZONE, zones
 from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, Where
 from nodewalld.core.words import Backend, Network
-
-_KEYS = ("daemon", "failsafe", "set", "port", "forward", "rule", "jump", "zone", "service")
 
 RESERVED_SETS = (
     "cali4",
@@ -62,26 +65,70 @@ _MARKS_IN_USE = (
 
 _BACKENDS: dict[str, Backend | None] = {"auto": None, **{backend.value: backend for backend in Backend}}
 
-_DAEMON = {
-    "backend": Key(choice(_BACKENDS)),
-    "families": Key(entries.FAMILIES),
-    "resync": Key(resync),
-    "yield_to": Key(listed(glob, example='["cali-*"]')),
-    "mark": Key(mark),
-    "metrics": Key(folder),
-}
+_DAEMON = Section(
+    Shape.ONCE,
+    "The daemon itself",
+    {
+        "backend": Key(
+            choice(_BACKENDS),
+            '`"nft"`, `"legacy"`, or `"auto"`: the backend in which kubelet\'s or kube-proxy\'s hint chains stand, '
+            "else Docker's chains; else the one used last; else what `iptables` itself uses. With `auto` the evidence "
+            "is looked at again every `resync`, and the rules move when it has changed",
+            default="auto",
+        ),
+        "families": Key(entries.FAMILIES, "one or both; not empty", default=["ipv4", "ipv6"]),
+        "resync": Key(
+            resync,
+            'the full check of everything, even when no event came; from `"1s"` to `"1h"`, with `ms`, `s`, `m` or `h`',
+            default="30s",
+        ),
+        "yield_to": Key(
+            listed(glob, example='["cali-*"]'),
+            "chains of programs that insist on the top: a leading run of jumps to these may stand above an `early` "
+            "position",
+            default=["cali-*", "KUBE-ROUTER-*", "AZURE-NPM*"],
+        ),
+        "mark": Key(
+            mark,
+            "the one bit of the packet mark that `reject` uses; a hexadecimal text or a number with exactly one bit "
+            "set. Warned of: bits of kube-proxy (`0x4000`, `0x8000`), portmap (`0x2000`), kube-router (`0x10000`, "
+            "`0x20000`), Tailscale (`0xff0000`) and Calico (`0xffff0000`)",
+            default="0x1000",
+        ),
+        "metrics": Key(
+            folder,
+            "a folder in which `nodewalld.prom` is written for node_exporter's textfile collector, see "
+            '[metrics.md](metrics.md); an absolute path, or `""` for none',
+            default="",
+        ),
+    },
+)
 
-_FAILSAFE = {
-    "ports": Key(listed(protocol_ports, example='["22/tcp"]')),
-    "from": Key(sources, field="sources"),
-}
+_FAILSAFE = Section(
+    Shape.ONCE,
+    "The way back in: what no `[[port]]` or zone can shut",
+    {
+        "ports": Key(
+            listed(protocol_ports, example='["22/tcp"]'),
+            '`"PORT/PROTOCOL"` or `"FIRST-LAST/PROTOCOL"`, with `tcp`, `udp` or `sctp`. `[]` switches the failsafe '
+            "off, with a warning",
+            default=["22/tcp"],
+        ),
+        "from": Key(
+            sources,
+            'a list of the addresses, CIDRs and sets (`"@NAME"`) that administrators come from',
+            field="sources",
+            default=["any"],
+        ),
+    },
+)
 
 
 def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
     """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
-    refuse_unknown(top, _KEYS, reading)
+    refuse_unknown(top, SECTIONS, reading)
     daemon = _daemon(top, root.where, reading)
     reading.families = daemon.families
     config = Config(
@@ -99,15 +146,17 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
     return config, tuple(reading.problems)
 
 
-def _section(top: dict[str, Node], key: str, keys: Mapping[str, Key], place: Where, reading: Reading) -> dict[str, Any]:
+def _section(top: dict[str, Node], key: str, place: Where, reading: Reading) -> dict[str, Any]:
     """The fields of a table that stands once, and may be left out: then its place is that of all."""
     nodes = [top[key]] if key in top else []
-    found = reading.collect(lambda node, inner: {**read_table(node, keys, inner), "where": node.where}, nodes)
+    found = reading.collect(
+        lambda node, inner: {**read_table(node, SECTIONS[key].keys, inner), "where": node.where}, nodes
+    )
     return found[0] if found else {"where": place}
 
 
 def _daemon(top: dict[str, Node], place: Where, reading: Reading) -> DaemonConfig:
-    daemon = DaemonConfig(**_section(top, "daemon", _DAEMON, place, reading))
+    daemon = DaemonConfig(**_section(top, "daemon", place, reading))
     users = [user for bits, user in _MARKS_IN_USE if bits & daemon.mark]
     if users:
         message = f"{daemon.mark:#x} is in use by {', '.join(users)}"
@@ -116,7 +165,7 @@ def _daemon(top: dict[str, Node], place: Where, reading: Reading) -> DaemonConfi
 
 
 def _failsafe(top: dict[str, Node], place: Where, reading: Reading) -> Failsafe:
-    failsafe = Failsafe(**_section(top, "failsafe", _FAILSAFE, place, reading))
+    failsafe = Failsafe(**_section(top, "failsafe", place, reading))
     if not failsafe.ports and not reading.problems:
         message = "is empty: nothing keeps a way back in"
         reading.warn(table(top["failsafe"])["ports"], "no-failsafe", message, '["22/tcp"]')
@@ -147,12 +196,13 @@ def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
 
 
 def _set_fields(node: Node, reading: Reading) -> dict[str, Any]:
-    fields = read_table(node, _SET, reading)
+    fields = read_table(node, _SET.keys, reading)
     files = fields.get("files", ())
     networks = (*fields.get("entries", ()), *(network for _, content in files for network in content))
     return {"networks": tuple(dict.fromkeys(networks)), "files": tuple(path for path, _ in files)}
 
 
+@takes(absolute_path.schema)
 def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
     """A set file and what it holds: one address or CIDR a line, and comments."""
     path = absolute_path(node, reading)
@@ -169,7 +219,7 @@ def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
     return path, reading.collect(network, nodes)
 
 
-def _entries(top: dict[str, Node], kind: str, reader: Reader[tuple[T, ...]], reading: Reading) -> tuple[T, ...]:
+def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], reading: Reading) -> tuple[T, ...]:
     if kind not in top:
         return ()
     nodes = top[kind].value
@@ -192,7 +242,35 @@ def _refuse_twice(named: Iterable[tuple[str, Node]], reading: Reading) -> None:
             reading.refuse(node, f"{show(called)} is already the name of {place}", "another name")
 
 
-_SET = {
-    "entries": Key(listed(network, example='["10.0.0.0/8"]')),
-    "files": Key(listed(_set_file, example='["/etc/nodewalld/sets/extra.txt"]')),
+_SET = Section(
+    Shape.NAMED,
+    "Addresses under a name: one kernel ipset for each family",
+    {
+        "entries": Key(
+            listed(network, example='["10.0.0.0/8"]'),
+            "addresses and CIDRs of both families. A family without any means nobody in that family. `0.0.0.0/0` and "
+            "`::/0` are taken",
+            default=[],
+        ),
+        "files": Key(
+            listed(_set_file, example='["/etc/nodewalld/sets/extra.txt"]'),
+            "absolute paths of files with one address or CIDR a line, `#` begins a comment. Read at start "
+            "and at reload",
+            default=[],
+        ),
+    },
+    names={"allOf": [NAME, pattern(f"(?!{'|'.join(RESERVED_SETS)}).*")]},
+)
+
+SECTIONS: Mapping[str, Section] = {
+    "daemon": _DAEMON,
+    "failsafe": _FAILSAFE,
+    "set": _SET,
+    "port": entries.PORT,
+    "forward": entries.FORWARD,
+    "rule": entries.RULE,
+    "jump": entries.JUMP,
+    "zone": ZONE,
+    "service": SERVICE,
 }
+"""Every table of a configuration, in the order of the documentation."""

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from nodewalld.configuration.reading import FieldError, Reader, Reading, T
+from nodewalld.configuration.reading import FieldError, Reader, Reading, Schema, T, any_of, takes
 from nodewalld.configuration.tree import Node, is_name, show
 from nodewalld.core.config import DEFAULT_ROUTE, PortRange, ProtocolPorts
 from nodewalld.core.words import CHAIN_NAME_MAX
@@ -79,6 +79,19 @@ def text(node: Node, _: Reading, *, example: str = '"..."') -> str:
     return node.value
 
 
+LINE: Schema = {"type": "string", "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}
+"""What `text` takes."""
+
+line = Reader(text, LINE)
+"""A reader of any text."""
+
+
+def pattern(regular: str) -> Schema:
+    """A text that matches from its beginning to its end."""
+    return {"type": "string", "pattern": f"^(?:{regular})$"}
+
+
+@takes({"type": "boolean"})
 def boolean(node: Node, _: Reading) -> bool:
     """True or false."""
     if not isinstance(node.value, bool):
@@ -95,7 +108,7 @@ def choice(words: Mapping[str, T]) -> Reader[T]:
             raise FieldError(node, f"{show(word)} is not known here", _alternatives(words))
         return words[word]
 
-    return read
+    return Reader(read, {"enum": list(words)})
 
 
 def _alternatives(words: Mapping[str, object]) -> str:
@@ -103,6 +116,10 @@ def _alternatives(words: Mapping[str, object]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
+NAME: Schema = pattern(r"(?!.*-[vV]6$)[A-Za-z0-9_-]{1,19}")
+
+
+@takes(NAME)
 def name(node: Node, reading: Reading) -> str:
     """The name of an entry."""
     called = text(node, reading, example="1 to 19 of A-Z, a-z, 0-9, _ and -")
@@ -118,6 +135,7 @@ def bad_name(called: str) -> tuple[str, str]:
     return f"{show(called)} can't be a name", "1 to 19 of A-Z, a-z, 0-9, _ and -"
 
 
+@takes(any_of({"type": "integer", "minimum": 1, "maximum": _PORT_MAX}, pattern(_PORTS.pattern)))
 def ports(node: Node, reading: Reading) -> PortRange:
     """One port, or a range: 443, "443", "32000-32010"; iptables' colon is as good as a hyphen."""
     number = _integer(node)
@@ -148,6 +166,7 @@ def _range(node: Node, shown: str, first: int, last: int) -> PortRange:
     return PortRange(first, last)
 
 
+@takes(pattern(f"(?:{_PORTS.pattern})/(?:{'|'.join(TRANSPORTS)})"))
 def protocol_ports(node: Node, reading: Reading) -> ProtocolPorts:
     """Ports of one protocol: "22/tcp", "32000-32010/udp"."""
     written = text(node, reading, example='"22/tcp"')
@@ -159,6 +178,14 @@ def protocol_ports(node: Node, reading: Reading) -> ProtocolPorts:
     return ProtocolPorts(protocol, _ports_of(node, span))
 
 
+@takes(
+    any_of(
+        {"type": "integer", "minimum": 1, "maximum": 255},
+        {"enum": ["any", "", *_PROTOCOLS]},
+        pattern("[0-9]{1,3}"),
+        {"type": "string", "pattern": "[A-Z]"},  # the same in capitals
+    )
+)
 def protocol(node: Node, reading: Reading) -> str:
     """An IP protocol by name or number, as iptables takes it on every node; "" for any."""
     number = _integer(node)
@@ -180,6 +207,7 @@ def _protocol_number(node: Node, number: int) -> str:
     return _IPTABLES_OWN.get(number, str(number))
 
 
+@takes(pattern(_DURATION.pattern))
 def resync(node: Node, reading: Reading) -> float:
     """A time between checks, in seconds."""
     example = 'such as "30s", "5m" or "1h"'
@@ -192,6 +220,7 @@ def resync(node: Node, reading: Reading) -> float:
     return seconds
 
 
+@takes(any_of({"enum": [1 << bit for bit in range(32)]}, pattern("0[xX]0*[1248]0*|[0-9]{1,10}")))
 def mark(node: Node, reading: Reading) -> int:
     """The one bit of the fwmark."""
     value = _integer(node)
@@ -205,11 +234,13 @@ def mark(node: Node, reading: Reading) -> int:
     return value
 
 
+@takes(pattern("(?:/.*)?"))
 def folder(node: Node, reading: Reading) -> str:
     """A folder's absolute path; "" for none."""
     return absolute_path(node, reading) if node.value != "" else ""
 
 
+@takes(pattern("/.*"))
 def absolute_path(node: Node, reading: Reading) -> str:
     """A path that means the same wherever the program stands."""
     path = text(node, reading)
@@ -218,6 +249,7 @@ def absolute_path(node: Node, reading: Reading) -> str:
     return path
 
 
+@takes(pattern("[^ ]+"))
 def glob(node: Node, reading: Reading) -> str:
     """A glob over the names of chains and targets, which hold no blanks."""
     example = 'a name or glob, such as "cali-*"'
@@ -227,6 +259,10 @@ def glob(node: Node, reading: Reading) -> str:
     return pattern
 
 
+INTERFACE = r"@default-route|(?!(?:any|\*|\.|\.\.|.*\+.+)$)[^\s/:!\"\\@][^\s/:!\"\\]{0,14}"
+
+
+@takes(pattern(INTERFACE))
 def interface(node: Node, reading: Reading) -> str:
     """The name of an interface, a wildcard as in iptables, or "@default-route"."""
     called = text(node, reading, example='such as "eth0"')
@@ -245,6 +281,10 @@ def interface(node: Node, reading: Reading) -> str:
     return called
 
 
+CHAIN = r"(?!NODEWALL)[^-! \"'\\][^ \"'\\]{0,27}"
+
+
+@takes(pattern(CHAIN))
 def chain(node: Node, reading: Reading) -> str:
     """The name of a chain that is not ours."""
     called = text(node, reading, example='such as "INPUT"')

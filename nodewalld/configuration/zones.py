@@ -7,24 +7,37 @@ from collections.abc import Mapping
 from typing import Any
 
 from nodewalld.configuration.peers import peer
-from nodewalld.configuration.reading import FieldError, Key, Reading, listed, nearest, read_table, table
+from nodewalld.configuration.reading import (
+    FieldError,
+    Key,
+    Reading,
+    Section,
+    Shape,
+    listed,
+    nearest,
+    read_table,
+    table,
+    takes,
+)
 from nodewalld.configuration.services import BUILT_IN
 from nodewalld.configuration.tree import Node, child_key, is_name, show
 from nodewalld.configuration.values import (
+    NAME,
     bad_name,
     boolean,
     choice,
     interface,
+    line,
     name,
     protocol,
     protocol_ports,
-    text,
 )
 from nodewalld.core.config import DEFAULT_ROUTE, Action, Peer, ProtocolPorts, Service, SetRef, ZoneEntry
 
 _TARGETS = {action.value: action for action in (Action.ACCEPT, Action.DROP, Action.REJECT)}
 
 
+@takes(protocol.schema)
 def _one_protocol(node: Node, reading: Reading) -> str:
     found = protocol(node, reading)
     if not found:
@@ -32,6 +45,7 @@ def _one_protocol(node: Node, reading: Reading) -> str:
     return found
 
 
+@takes(interface.schema)
 def _one_interface(node: Node, reading: Reading) -> str:
     found = interface(node, reading)
     if found == DEFAULT_ROUTE:
@@ -39,23 +53,51 @@ def _one_interface(node: Node, reading: Reading) -> str:
     return found
 
 
-_PORTS = Key(listed(protocol_ports, example='["30443/tcp"]'), default=())
-_PROTOCOLS = Key(listed(_one_protocol, example='["ipip"]'), default=())
-_NAMES = Key(listed(name, example='["public"]'), default=())
+_PORTS = Key(
+    listed(protocol_ports, example='["30443/tcp"]'), '`"PORT/PROTOCOL"` or `"FIRST-LAST/PROTOCOL"`', default=[]
+)
+_PROTOCOLS = Key(
+    listed(_one_protocol, example='["ipip"]'),
+    'IP protocols by name or number, such as `"ipip"`, `"esp"`, `"gre"`, `"vrrp"`',
+    default=[],
+)
 
-_SERVICE: Mapping[str, Key] = {"ports": _PORTS, "protocols": _PROTOCOLS}
+SERVICE = Section(Shape.NAMED, "A name for ports and protocols", {"ports": _PORTS, "protocols": _PROTOCOLS}, names=NAME)
 
-_ZONE: Mapping[str, Key] = {
-    "sources": Key(listed(peer, example='["10.0.0.0/8", "@SET"]'), default=()),
-    "interfaces": Key(listed(_one_interface, example='["ens18"]', unique=True), default=()),
-    "include": _NAMES,
-    "services": Key(listed(text, example='["ssh"]'), default=()),
-    "ports": _PORTS,
-    "protocols": _PROTOCOLS,
-    "target": Key(choice(_TARGETS), example='target = "drop"'),
-    "log": Key(boolean, default=False),
-    "enforce": Key(boolean, default=True),
-}
+ZONE = Section(
+    Shape.NAMED,
+    "Packets to this node by where they come from, and what they may reach",
+    {
+        "target": Key(
+            choice(_TARGETS), 'what is not named below: `"accept"`, `"drop"` or `"reject"`', example='target = "drop"'
+        ),
+        "sources": Key(
+            listed(peer, example='["10.0.0.0/8", "@SET"]'),
+            'addresses, CIDRs and sets (`"@NAME"`) that belong to the zone',
+            default=[],
+        ),
+        "interfaces": Key(
+            listed(_one_interface, example='["ens18"]', unique=True),
+            "interfaces that belong to it; `+` at the end is a wildcard",
+            default=[],
+        ),
+        "include": Key(
+            listed(name, example='["public"]'),
+            "zones whose services, ports and protocols are allowed here as well",
+            default=[],
+        ),
+        "services": Key(
+            listed(line, example='["ssh"]'),
+            "names of services: the built-in ones below, or `[service.NAME]`",
+            default=[],
+        ),
+        "ports": _PORTS,
+        "protocols": _PROTOCOLS,
+        "log": Key(boolean, "log what is refused, rate-limited, with the prefix `nodewall:NAME `", default=False),
+        "enforce": Key(boolean, "`false`: count (and log) what would be refused, refuse nothing", default=True),
+    },
+    names=NAME,
+)
 
 
 _AS_READ = ("sources", "interfaces", "target", "log", "enforce")
@@ -65,7 +107,7 @@ def zones(top: Mapping[str, Node], reading: Reading) -> tuple[ZoneEntry, ...]:
     """The zones of a configuration, each with what it allows written out."""
     services = {**BUILT_IN, **_services(top, reading)}
     nodes = _named(top, "zone", reading)
-    fields = {called: read_table(node, _ZONE, reading) for called, node in nodes.items()}
+    fields = {called: read_table(node, ZONE.keys, reading) for called, node in nodes.items()}
     _refuse_shared(nodes, fields, reading)
     own = {called: _own(nodes[called], fields[called], services, reading) for called in nodes}
     found = []
@@ -105,7 +147,7 @@ def _named(top: Mapping[str, Node], kind: str, reading: Reading) -> dict[str, No
 def _services(top: Mapping[str, Node], reading: Reading) -> dict[str, Service]:
     found: dict[str, Service] = {}
     for called, node in _named(top, "service", reading).items():
-        fields = read_table(node, _SERVICE, reading)
+        fields = read_table(node, SERVICE.keys, reading)
         if not fields.get("ports") and not fields.get("protocols") and not reading.problems:
             reading.refuse(node, "is empty, and would allow nothing", 'ports = ["8200/tcp"]')
         found[called] = Service(fields.get("ports", ()), fields.get("protocols", ()))

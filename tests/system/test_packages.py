@@ -18,7 +18,7 @@ import pytest
 from built import ROOT, Packages, build
 
 from nodewalld import __version__
-from nodewalld.configuration import entries, schema, zones
+from nodewalld.configuration.schema import SECTIONS
 
 sys.path.insert(0, str(ROOT / "packaging"))
 import bundle
@@ -40,6 +40,7 @@ NEEDED = {
     "usr/share/doc/nodewalld/copyright",
     "usr/share/doc/nodewalld/nodewalld.cdx.json",
     "usr/share/man/man5/nodewalld.toml.5.gz",
+    "usr/share/nodewalld/nodewalld.schema.json",
     "usr/share/man/man8/nodewallctl.8.gz",
     "usr/share/man/man8/nodewalld.8.gz",
     *(f"usr/share/doc/nodewalld/examples/{path.name}" for path in (ROOT / "etc/examples").iterdir()),
@@ -173,17 +174,8 @@ def test_the_manual_names_every_command_and_every_option(files: Mapping[str, byt
 def test_the_manual_names_every_key_of_the_configuration() -> None:
     page = (ROOT / "packaging/man/nodewalld.toml.5.md").read_text()
     sections = re.split(r"^# ", page, flags=re.MULTILINE)
-    tables = {
-        "[daemon]": schema._DAEMON,
-        "[failsafe]": schema._FAILSAFE,
-        "[set.NAME]": schema._SET,
-        "[[port]]": entries._PORT,
-        "[[forward]]": entries._FORWARD,
-        "[[rule]]": entries._RULE,
-        "[[jump]]": {key: None for key in entries._JUMP if key != "enforce"},
-        "[zone.NAME]": zones._ZONE,
-        "[service.NAME]": zones._SERVICE,
-    }
+    tables = {reference.heading(name): set(section.keys) for name, section in SECTIONS.items()}
+    tables["[[jump]]"].remove("enforce")
     for head, keys in tables.items():
         [section] = [text for text in sections if text.startswith(f"{head}\n")]
         assert not [key for key in keys if f"**{key}**" not in section], head
