@@ -1,6 +1,7 @@
 """Rules by hand, imported and enforced on a node without them, stand again where they stood; on real kernels."""
 
 import ipaddress
+import json
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_the_dumps_order_is_there_again(node: Node, captures: Path, capture: str
         there = {(t, c): [x for x in texts if x not in told] for t, c, texts in orders(node.rules(family))}
         for table, chain, texts in expected(dump, told):
             assert there[table, chain] == texts, (family, table, chain)
+
+
+def test_iptables_takes_all_that_was_imported(node: Node, captures: Path) -> None:
+    daemon, tried = Daemon(node, "", start=False), 0
+    for path in sorted([*captures.glob("*.rules"), *captures.parents[2].glob("shared/captures/threads/*.rules")]):
+        text = path.read_bytes()
+        found = account([read_dump(text, path.name)]) if b"\n*" in text else None
+        if found and found.entries:
+            daemon.configure(f'[daemon]\nbackend = "{node.backend}"\n{render(found, path.name)}')
+            value = json.loads(daemon.ctl("check", "--json").stdout)
+            assert (value["errors"], value["tried"]) == ([], True), path.name
+            tried += 1
+    assert tried >= 6
 
 
 def test_what_is_live_is_read_in_both_families_with_its_sets(node: Node, captures: Path) -> None:
