@@ -21,7 +21,7 @@ import structlog
 
 from nodewalld import __version__
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
+from nodewalld.core.events import ConfigStatus, Contention, Culprit, Event, Kind, Reason, State, Status
 from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
@@ -95,6 +95,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._wake_up)
         self._generations: GenerationEvents | None = None
+        self._overheard: tuple[Culprit, ...] | None = None
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
         self._signals: set[int] = set()
@@ -202,18 +203,33 @@ class Daemon:
             self._due.relink = min(self._due.relink, noticed + _SETTLE)
         if wake and self._ready:
             self._reconciler.wake(wake)
+            if self._overheard is not None:
+                again, self._overheard = Wake(time.monotonic(), self._overheard), None
+                self._reconciler.wake(again)
         self._obey_signals()
         self._desk.work(self._obey)
         self._keep_time()
 
     def _heard(self, noticed: float) -> Wake | None:
         """The transactions since the last turn. After our own we look as well: it costs little, and hides nothing."""
+        culprits = self._writers()
+        return None if culprits is None else Wake(noticed, culprits, later=self._overhear)
+
+    def _overhear(self) -> tuple[Culprit, ...]:
+        """Who has written while a pass was running: it may undo what has not been heard of yet, and looks once more."""
+        writers = self._writers()
+        if writers is not None:
+            self._overheard = (*(self._overheard or ()), *writers)
+        return self._overheard or ()
+
+    def _writers(self) -> tuple[Culprit, ...] | None:
+        """The last foreign writers of what has been heard since the last time; None when nothing has been."""
         heard = self._generations.read() if self._generations else None
         if heard is None or not (heard.events or heard.overflow):
             return None
         own = self._reconciler.take_own_ports()
         foreign = [event for event in heard.events if event.port_id not in own]
-        return Wake(noticed, tuple(culprit(event) for event in foreign[-_CULPRITS:]))
+        return tuple(culprit(event) for event in foreign[-_CULPRITS:])
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):

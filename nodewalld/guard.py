@@ -27,6 +27,7 @@ from nodewalld.core.plan import (
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
+from nodewalld.kernel.nftbatch import Stale
 
 ORDER = (Table.SECURITY, Table.FILTER, Table.NAT, Table.RAW, Table.MANGLE)
 """The order in which tables are written: what catches (backstops, rejects) before what marks."""
@@ -35,6 +36,7 @@ ANCHOR_PATIENCE = 1.0
 """Seconds for which a vanished anchor moves nothing downwards: its owner may be about to put it back."""
 
 _ATTEMPTS = 4
+_STALE_ATTEMPTS = 8  # then the tool writes, which makes up with whoever is quicker by itself
 _RESTLESS_PAUSE = 0.1  # seconds until another try, should no event come
 _FLEETING = 3.0  # seconds for which others' haste is no news
 _CLEAN_ATTEMPTS = 3  # then what is read is believed, though others were writing all the time
@@ -183,14 +185,15 @@ class Guard:
         return self._plan(table, desired, observed, _TableState())
 
     def _everywhere(self, table: Table, desired: DesiredTable) -> frozenset[str]:
-        return wanted_chains(table, desired) | {*table.builtin_chains, *self._written_chains(table)}
+        own = self.firewall.own_chains(table)
+        return wanted_chains(table, desired) | {*table.builtin_chains, *self._written_chains(table), *own}
 
     def _settle(self, table: Table, state: _TableState, *, everything: bool) -> Settled:
         desired = self.desired.tables.get(table, DesiredTable())
         names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
         changes: list[Change] = []
-        done, commits, clean, stamp = self._clock(), 0, False, 0
-        for _ in range(_ATTEMPTS):
+        done, commits, stale, clean, stamp = self._clock(), 0, 0, False, 0
+        while commits < _ATTEMPTS:
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
             before = self.firewall.stamp()
             observed = self._observe(table, names)
@@ -203,7 +206,12 @@ class Guard:
                 state.fingerprint, state.plan = fingerprint, planned
                 return Settled(table, tuple(changes), done, commits)
             changes.extend(c for c in planned.changes if c not in changes)
-            self.own_pids.add(self.firewall.commit(planned.script))
+            try:
+                writer = self.firewall.apply(planned, observed, before if stale < _STALE_ATTEMPTS else 0)
+            except Stale:
+                stale += 1
+                continue
+            self.own_pids.add(writer)
             self.made |= {(table, command[3:]) for command in planned.commands if command.startswith("-N ")}
             stamp = self.firewall.stamp()
             clean = stamp == 0 or stamp == before + 1

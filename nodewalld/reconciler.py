@@ -48,11 +48,15 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since."""
+    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since.
+
+    `later` asks who has written meanwhile, for a repair of what nobody is known to have done.
+    """
 
     noticed: float
     culprits: tuple[Culprit, ...] = ()
     exact: bool = True
+    later: Callable[[], tuple[Culprit, ...]] = tuple
 
 
 @dataclass
@@ -356,7 +360,7 @@ class Reconciler:
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
-        by = _blame(wake.culprits, guard.family)
+        by = _blame(wake.culprits or wake.later(), guard.family) if settled.changes else None
         for change in settled.changes:
             if change.reason is Reason.DISPLACED:
                 self._takers[guard.family, settled.table, change.chain] = by

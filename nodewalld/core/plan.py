@@ -2,9 +2,9 @@
 
 Laws:
 1. Planned from what is observed, never from what was written before.
-2. Foreign rules are neither deleted nor moved. Ours are deleted by their text, never by number: a number that has
-   become stale between reading and writing would hit somebody else's rule. (Surplus copies of a `[[jump]]` are the
-   exception that the contract names.)
+2. Foreign rules are neither deleted nor moved. Ours are deleted by their text or their handle, never by number: a
+   number that has become stale between reading and writing would hit somebody else's rule. (Surplus copies of a
+   `[[jump]]` are the exception that the contract names.)
 3. One table's plan is one transaction. The plan for what its commit leaves behind is empty.
 4. What a tool prints is compared with what it printed before (`Learned`), never with what we wrote, because rule
    text does not round-trip. Text that happens to come back as written needs no learning.
@@ -19,14 +19,19 @@ from nodewalld.core.desired import OWN_PREFIX, PLACED, DesiredTable, Line, OwnCh
 from nodewalld.core.events import Reason
 from nodewalld.core.position import Room, choose, rank, room
 from nodewalld.core.ruletext import Rule, split
+from nodewalld.core.steps import Command, Delete, Insert, Step, render
 from nodewalld.core.words import Family, Table
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What one table holds of the chains that matter to us; a chain that isn't there isn't in `chains`."""
+    """What one table holds of the chains that matter to us; a chain that isn't there isn't in `chains`.
+
+    `handles` are what the kernel calls these rules, where it has names for them.
+    """
 
     chains: Mapping[str, tuple[Rule, ...]]
+    handles: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 Print = tuple[str, tuple[str, ...]]
@@ -60,7 +65,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class TablePlan:
-    """What to write into one table (`commands`, in iptables-restore's words), why, and what can't be met now.
+    """What to write into one table, step by step, why, and what can't be met now.
 
     `held` is true when something was left where it is because its anchor vanished only a moment ago; `seen` says
     for every anchored placement ("CHAIN TAG") which of its anchors are there; `spared` names chains of ours
@@ -69,7 +74,7 @@ class TablePlan:
 
     family: Family
     table: Table
-    commands: tuple[str, ...]
+    steps: tuple[Step, ...]
     changes: tuple[Change, ...]
     unmet: tuple[str, ...]
     in_place: int
@@ -77,6 +82,11 @@ class TablePlan:
     seen: Mapping[str, frozenset[str]]
     held: bool = False
     spared: frozenset[str] = frozenset()
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The steps in iptables-restore's words."""
+        return tuple(map(render, self.steps))
 
     @property
     def script(self) -> str:
@@ -149,11 +159,11 @@ def plan(
         if not name.startswith(OWN_PREFIX):
             draft.foreign_chain(name, places)
     draft.stale(wanted_chains(table, desired))
-    head = [f":{name} - [0:0]" for name in draft.replaced]
+    head = [Command(f":{name} - [0:0]") for name in draft.replaced]
     return TablePlan(
         family,
         table,
-        (*head, *draft.commands, *draft.last),
+        (*head, *draft.steps, *draft.last),
         tuple(draft.changes),
         tuple(draft.unmet),
         draft.in_place,
@@ -174,8 +184,8 @@ class _Draft:
     yield_to: Sequence[str]
     held: frozenset[str]
     replaced: list[str] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    last: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    last: list[Step] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
     unmet: list[str] = field(default_factory=list)
     in_place: int = 0
@@ -201,7 +211,7 @@ class _Draft:
         else:
             reason, wrong = Reason.CHANGED, f"held {len(rules)} rules that were not our {len(lines)}"
         self.replaced.append(chain.name)
-        self.commands.extend(f"-A {chain.name} {text}" for text in written)
+        self.steps.extend(Command(f"-A {chain.name} {text}") for text in written)
         subject, entries = f"our chain {chain.name}", _unique(line.entry for line in lines)
         self.changes.append(Change(chain.name, reason, subject, wrong, entries))
 
@@ -214,7 +224,7 @@ class _Draft:
     def create(self, place: Placement) -> None:
         if place.creates and not self.there(place.creates):
             self.created.add(place.creates)
-            self.commands.append(f"-N {place.creates}")
+            self.steps.append(Command(f"-N {place.creates}"))
             subject = f"the chain {place.creates}"
             self.changes.append(Change(place.creates, Reason.MISSING, subject, "was not there", place.entries))
 
@@ -245,8 +255,8 @@ class _Draft:
         foreign = (rules for name, rules in chains.items() if name not in ours and name not in replaced)
         self.spared = frozenset({rule.target for rules in foreign for rule in rules if not rule.tag} & ours.keys())
         names = [n for n, rules in ours.items() if n not in self.spared or any(rule.tag for rule in rules)]
-        self.last.extend(f"-F {name}" for name in names)
-        self.last.extend(f"-X {name}" for name in names if name not in self.spared)
+        self.last.extend(Command(f"-F {name}") for name in names)
+        self.last.extend(Command(f"-X {name}") for name in names if name not in self.spared)
         self.changes.extend(
             Change(name, Reason.CHANGED, f"the chain {name}", "was left over from us") for name in names
         )
@@ -259,8 +269,9 @@ class _ChainPlan:
         self.draft, self.name, self.places = draft, name, places
         self.rules = draft.observed.chains.get(name, ())
         self.copies: list[list[int]] = [[] for _ in places]
-        self.surplus: list[Rule] = []
+        self.surplus: list[int] = []
         self.foreign: list[Rule] = []
+        self.standing: list[int] = []  # where the foreign rules stand
         self.slots: list[int] = []
         for index, rule in enumerate(self.rules):
             self.slots.append(len(self.foreign))
@@ -268,9 +279,10 @@ class _ChainPlan:
             if found is not None:
                 self.copies[found].append(index)
             elif rule.tag:
-                self.surplus.append(rule)
+                self.surplus.append(index)
             else:
                 self.foreign.append(rule)
+                self.standing.append(index)
 
     @staticmethod
     def _is(place: Placement, rule: Rule) -> bool:
@@ -290,7 +302,7 @@ class _ChainPlan:
             if now is not None and f"{self.name} {place.tag}" in self.draft.held and targets[i] > now:
                 targets[i], self.draft.was_held = now, True
         wrong = self._wrong(standing, targets)
-        self._commands(targets, wrong)
+        self._steps(targets, wrong)
 
     def _tell(self, rooms: Sequence[Room]) -> None:
         for place, space in zip(self.places, rooms, strict=True):
@@ -329,20 +341,21 @@ class _ChainPlan:
                 self.draft.in_place += 1
         return wrong
 
-    def _commands(self, targets: Sequence[int], wrong: Mapping[int, Change]) -> None:
+    def _steps(self, targets: Sequence[int], wrong: Mapping[int, Change]) -> None:
         draft, name = self.draft, self.name
-        for rule in self.surplus:
-            draft.commands.append(f"-D {name} {rule.text}")
+        for index in self.surplus:
+            rule = self.rules[index]
+            draft.steps.append(Delete(name, index, rule.text))
             draft.changes.append(Change(name, Reason.CHANGED, f"our rule {rule.tag}", "was left over from us"))
         for i in wrong:
-            draft.commands.extend(f"-D {name} {self._delete_text(i, index)}" for index in self.copies[i])
+            draft.steps.extend(Delete(name, index, self._delete_text(i, index)) for index in self.copies[i])
         ours = sorted(range(len(self.places)), key=lambda i: (targets[i], i))
         for above, i in enumerate(ours):
             if i not in wrong:
                 continue
-            nothing_below = targets[i] == len(self.foreign) and all(other in wrong for other in ours[above + 1 :])
-            where = f"-A {name}" if nothing_below else f"-I {name} {targets[i] + above + 1}"
-            draft.commands.append(f"{where} {self.places[i].text}")
+            staying = (self.copies[j][0] for j in ours[above + 1 :] if j not in wrong and targets[j] == targets[i])
+            below = next(staying, next(iter(self.standing[targets[i] :]), None))
+            draft.steps.append(Insert(name, self.places[i].text, targets[i] + above + 1, below))
             draft.changes.append(wrong[i])
 
     def _delete_text(self, i: int, index: int) -> str:

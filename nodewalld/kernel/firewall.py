@@ -1,23 +1,25 @@
 """One family's rules in one backend, through iptables' own tools: observe and commit, and a cheap fingerprint.
 
-Laws: text comes only from iptables; netlink and getsockopt tell whether text must be read at all. A snapshot that
-can't be read is an error, never "my rules are gone". What reads and writes belong together is done in `exclusive`.
+Laws: text comes only from iptables, and what is written without it (`nftbatch`) are bytes that it wrote before; netlink
+and getsockopt tell whether text must be read at all. A snapshot that can't be read is an error, never "my rules are
+gone". What reads and writes belong together is done in `exclusive`.
 """
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 from nodewalld.core.desired import OWN_PREFIX
-from nodewalld.core.plan import Observed
+from nodewalld.core.plan import Observed, TablePlan
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.lockwatch import LOCK_FILE, LOCK_FILE_VARIABLE, LockTimeout, XtablesLock
 from nodewalld.kernel.nftables import ChainRule, NftablesReader
+from nodewalld.kernel.nftbatch import Form, NftablesWriter, compose
 from nodewalld.kernel.process import ProgramError, Result, installed, run
 from nodewalld.kernel.xtables import LegacyReader
 
@@ -52,7 +54,7 @@ class Firewall(Protocol):
         """A value that changes when one of these chains does; starts no process."""
 
     def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
-        """These chains, as far as they exist, and every other chain of ours.
+        """These chains, as far as they exist; others may be among them.
 
         Of foreign rules in the `shallow` ones only the target has to be right.
         """
@@ -75,6 +77,13 @@ class Firewall(Protocol):
     def commit(self, script: str) -> int:
         """Commit one transaction and return the writer's pid; raises FirewallError with iptables' own words."""
 
+    def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:
+        """Commit a plan; returns the pid or port id by which the writer is known.
+
+        The plan was made from an observation begun at `stamp`. Given that, and where it is possible, no process is
+        started; then Stale is raised, and nothing changed, when anybody has written since. Raises FirewallError.
+        """
+
     def stamp(self) -> int:
         """A number that moves by one with each commit of anybody; 0 where nobody counts."""
 
@@ -95,6 +104,11 @@ def require_tools(families: Iterable[Family], backend: Backend) -> None:
     programs = [tool(family, backend, "restore") for family in families]
     if not any(map(installed, programs)):
         raise FirewallError(f"{' and '.join(programs)} {'is' if len(programs) == 1 else 'are'} not installed")
+
+
+def _is_ours(rule: Rule) -> bool:
+    """Whether it is a rule that we may want to write again: a tagged one, or what a `[[jump]]` writes."""
+    return bool(rule.tag) or (len(rule.words) == 2 and bool(rule.target))
 
 
 def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:
@@ -170,7 +184,8 @@ class NftFirewall(_Tools):
     """iptables-nft. The text of a rule is read once; a chain without unknown rules costs no process.
 
     A rule is known by its handle, and by its content: what is written anew after a flush, by us or by a neighbour that
-    writes the same rules at each of its starts, has new handles, but the same expressions.
+    writes the same rules at each of its starts, has new handles, but the same expressions. A rule that was once seen in
+    force can be written again without a process.
     """
 
     def __init__(self, family: Family, reader: NftablesReader) -> None:
@@ -178,6 +193,11 @@ class NftFirewall(_Tools):
         self._reader = reader
         self._texts: dict[tuple[Table, str], dict[int, _Known]] = {}
         self._contents: dict[tuple[Table, bytes], Rule] = {}
+        self._forms: dict[tuple[str, ...], Form] = {}
+
+    @cached_property
+    def _writer(self) -> NftablesWriter:
+        return NftablesWriter()
 
     def stamp(self) -> int:
         return self._reader.generation()
@@ -187,9 +207,11 @@ class NftFirewall(_Tools):
 
     def close(self) -> None:
         self._reader.close()
+        if "_writer" in self.__dict__:
+            self._writer.close()
 
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
-        return tuple(self._reader.rules(self.family, table.value, name) for name in sorted(chains))
+        return tuple(self._reader.look(self.family, table.value, sorted(chains)).values())
 
     def chains(self, table: Table) -> frozenset[str]:
         return frozenset(self._reader.chains(self.family, table.value))
@@ -198,9 +220,12 @@ class NftFirewall(_Tools):
         return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
 
     def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
-        names = sorted({*chains, *self.own_chains(table)})
-        found = {name: self._chain(table, name, shallow=name in shallow) for name in names}
-        return Observed({name: rules for name, rules in found.items() if rules is not None})
+        chains_read, handles = {}, {}
+        for name in sorted(chains):
+            held = self._chain(table, name, shallow=name in shallow)
+            if held is not None:
+                chains_read[name], handles[name] = held
+        return Observed(chains_read, handles)
 
     def observe_all(self, table: Table) -> Observed:
         chains = self._save(table)
@@ -208,20 +233,25 @@ class NftFirewall(_Tools):
             raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
         return Observed(chains)
 
-    def _chain(self, table: Table, name: str, *, shallow: bool) -> tuple[Rule, ...] | None:
+    def _chain(self, table: Table, name: str, *, shallow: bool) -> tuple[tuple[Rule, ...], tuple[int, ...]] | None:
+        """The rules of a chain and their handles."""
         for _ in range(_STABLE_ATTEMPTS):
             held = self._reader.rules(self.family, table.value, name)
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
             found = [self._known(table, name, rule, shallow=shallow) for rule in held]
+            handles = tuple(rule.handle for rule in held)
             if None not in found:
-                return tuple(rule for rule in found if rule is not None)
+                return tuple(rule for rule in found if rule is not None), handles
             read = self._listed(table, name)
+            forms = self._reader.forms(self.family, table.value, name)
             # The same handles before and after: what was printed between is of just these rules.
             if read is not None and len(read) == len(held) and self._reader.rules(self.family, table, name) == held:
                 self._learn(table, name, held, read)
-                return read
+                pairs = zip(handles, read, strict=True)
+                self._forms.update({rule.words: forms[h] for h, rule in pairs if h in forms and _is_ours(rule)})
+                return read, handles
         words = f"chain {name} of table {table} changes faster than it can be read"
         raise FirewallError(words, busy=True, fleeting=True)
 
@@ -251,6 +281,13 @@ class NftFirewall(_Tools):
 
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid
+
+    def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:
+        requests = compose(self.family, planned.table, planned.steps, observed.handles, self._forms) if stamp else None
+        if requests:
+            with suppress(OSError):  # what the kernel refuses, the tool may find words for
+                return self._writer.commit(requests, stamp)
+        return self.commit(planned.script)
 
 
 class LegacyFirewall(_Tools):
@@ -309,3 +346,6 @@ class LegacyFirewall(_Tools):
 
     def commit(self, script: str) -> int:
         return self._run("restore", "--noflush", stdin=script).pid
+
+    def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:  # noqa: ARG002 - see Firewall
+        return self.commit(planned.script)

@@ -8,11 +8,12 @@ Sources: include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h.
 in the host's byte order; those of netfilter's attributes are big-endian.
 """
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from nodewalld.core.words import Family
@@ -153,6 +154,43 @@ class NetlinkSocket:
         """Send something that is not answered (errors are passed over); it is done when this returns."""
         self._socket.send(messages)
 
+    @property
+    def port(self) -> int:
+        """The port id by which the kernel knows this socket."""
+        return int(self._socket.getsockname()[0])
+
+    def transact(self, requests: Sequence[tuple[int, int, bytes]], what: str) -> None:
+        """Send a batch of messages (type, flags, body) that the kernel takes as a whole or not at all.
+
+        Its last but one message, the last of those within the frame, is the one to be acknowledged. Raises
+        NetlinkError with the errno of the first that was refused.
+        """
+        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+        flags = [NLM_F_REQUEST] * len(requests)
+        flags[-2] |= NLM_F_ACK
+        parts = (message(k, f | more, self._sequence, body) for (k, f, body), more in zip(requests, flags, strict=True))
+        try:
+            self._socket.send(b"".join(parts))
+            statuses = self._statuses()
+        except OSError as error:
+            raise self._renewed(error, what) from error
+        if refused := next((status for status in statuses if status), 0 if statuses else errno.EIO):
+            raise NetlinkError(refused, what)
+
+    def _statuses(self) -> list[int]:
+        """What the kernel has said of the messages of a batch; all of it is there when the batch has been sent."""
+        found: list[int] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found += [_status(data) for kind, _, data in self._datagram(socket.MSG_DONTWAIT) if kind in _LAST]
+        return found
+
+    def _renewed(self, error: OSError, what: str) -> NetlinkError:
+        """Whatever may still be on its way: only a new socket is clean."""
+        self._socket.close()
+        self._socket = self._open()
+        return NetlinkError(errno.ETIMEDOUT if error.errno == errno.EAGAIN else (error.errno or errno.EIO), what)
+
     def _ask_once(self, kind: int, flags: int, body: bytes, what: str) -> list[tuple[int, bytes]] | None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
@@ -160,11 +198,8 @@ class NetlinkSocket:
             return self._answer(flags, what)
         except NetlinkError:
             raise
-        except OSError as error:  # the rest of an answer may still be on its way: only a new socket is clean
-            self._socket.close()
-            self._socket = self._open()
-            number = errno.ETIMEDOUT if error.errno == errno.EAGAIN else (error.errno or errno.EIO)
-            raise NetlinkError(number, what) from error
+        except OSError as error:
+            raise self._renewed(error, what) from error
 
     def _answer(self, flags: int, what: str) -> list[tuple[int, bytes]] | None:
         found: list[tuple[int, bytes]] = []
@@ -198,10 +233,10 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, what) from error
 
-    def _datagram(self) -> Iterator[tuple[int, int, bytes]]:
+    def _datagram(self, flags: int = 0) -> Iterator[tuple[int, int, bytes]]:
         """The messages of one datagram that answer the present question: (type, flags, whole message)."""
         buffer, sequence = self._buffer, self._sequence
-        size = self._socket.recv_into(buffer, 0, socket.MSG_TRUNC)
+        size = self._socket.recv_into(buffer, 0, socket.MSG_TRUNC | flags)
         if size > len(buffer):
             raise OSError(errno.EMSGSIZE, "netlink datagram larger than the buffer")
         offset = 0

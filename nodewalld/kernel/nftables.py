@@ -13,7 +13,7 @@ for the matches and targets of iptables, whose private part is zeroed in a dump 
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -41,6 +41,7 @@ from nodewalld.kernel.netlink import (
     string,
     text,
 )
+from nodewalld.kernel.nftbatch import Form, form
 
 __all__ = ["ChainRule", "GenerationEvent", "GenerationEvents", "Heard", "NetlinkError", "NftablesReader"]
 
@@ -211,6 +212,7 @@ class NftablesReader:
         self._netlink = NetlinkSocket()
         self._events = GenerationEvents()
         self._settled: int | None = None
+        self._seen: dict[tuple[Family, str, str], tuple[ChainRule, ...] | None] = {}  # in the settled generation
 
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
@@ -219,17 +221,33 @@ class NftablesReader:
 
     def rules(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
         """The rules of a chain from the top, or None when there is no such chain (or table)."""
+        return self.look(family, table, (chain,))[chain]
+
+    def look(self, family: Family, table: str, chains: Iterable[str]) -> dict[str, tuple[ChainRule, ...] | None]:
+        """The rules of chains of one table, all of one generation. A generation is read but once."""
+        names = tuple(chains)
+
+        def read() -> dict[str, tuple[ChainRule, ...] | None]:
+            for name in names:
+                if (family, table, name) not in self._seen:
+                    answers = self._dump(family, table, name)
+                    found = None if answers is None else tuple([_parse_rule(answer) for answer in answers])
+                    self._seen[family, table, name] = found
+            return {name: self._seen[family, table, name] for name in names}
+
+        return self._steadily(read, f"read {', '.join(names)} of {table} ({family})")
+
+    def forms(self, family: Family, table: str, chain: str) -> dict[int, Form]:
+        """The forms, by their handles, of the rules that can be written again without iptables."""
+        answers = self._steadily(lambda: self._dump(family, table, chain), f"read {chain} of {table} ({family})")
+        return {_parse_rule(answer).handle: known for answer in answers or () if (known := form(answer))}
+
+    def _dump(self, family: Family, table: str, chain: str) -> list[bytes] | None:
         body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
-        what = f"read chain {chain} of {table} ({family})"
-
-        def read() -> list[bytes] | None:
-            answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, what)
-            if not answers and not self.chain_exists(family, table, chain):
-                return None
-            return [answer for _, answer in answers]
-
-        found = self._steadily(read, what)
-        return None if found is None else tuple([_parse_rule(answer) for answer in found])
+        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"read chain {chain} of {table} ({family})")
+        if not answers and not self.chain_exists(family, table, chain):
+            return None
+        return [answer for _, answer in answers]
 
     def tallies(self, family: Family, table: str, chain: str) -> tuple[tuple[int, int], ...]:
         """What each rule of a chain has seen, from its top: packets and bytes; nothing where there is no such chain."""
@@ -270,6 +288,7 @@ class NftablesReader:
         for _ in range(_ATTEMPTS):
             before = self.generation()
             if before != self._settled:
+                self._seen.clear()
                 self._settle(before)
             found = read()
             if self.generation() == before:

@@ -1,0 +1,145 @@
+"""Rules of ours put into foreign chains, and taken out, by one nf_tables transaction, without starting a program.
+
+Laws: no rule is composed here. What is written are the bytes of a rule that iptables' own tool wrote before (its
+`form`), as the kernel showed it, so that every version of the tool reads it as its own. A transaction names the
+generation that it was planned from; when the ruleset has moved on, the kernel refuses it whole. So a handle can't hit
+another rule than the one observed, and a rule can't land elsewhere than between the two it was planned for.
+
+Sources: net/netfilter/nfnetlink.c, nfnetlink_rcv_batch (NFNL_BATCH_GENID, since 4.13; all answers are queued before
+send() returns); net/netfilter/nf_tables_api.c, nf_tables_newrule and nf_tables_valid_genid; nft_compat.c.
+"""
+
+import errno
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+from nodewalld.core.ruletext import split
+from nodewalld.core.steps import Command, Delete, Insert, Step
+from nodewalld.core.words import Family, Table
+from nodewalld.kernel.netlink import (
+    BODY,
+    NFPROTO,
+    NLM_F_APPEND,
+    NLM_F_CREATE,
+    U32,
+    U64,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    netfilter_body,
+    spans,
+    string,
+    text,
+)
+
+Request = tuple[int, int, bytes]
+"""A message to the kernel: its type, its flags, its body."""
+
+Form = bytes
+"""The attributes that make a rule, as the kernel shows one that iptables wrote, with its counters at zero."""
+
+_NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
+_NEWRULE, _DELRULE = _NFT | 6, _NFT | 8
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_BATCH_GENID = 1
+_BATCH_BODY = struct.pack(">BBH", 0, 0, 10)
+
+_RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_POSITION, _RULE_USERDATA = 1, 2, 3, 4, 6, 7
+_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
+_MATCH_NAME = 1
+
+_PLAIN = frozenset({"match", "counter", "immediate"})
+
+
+class Stale(Exception):
+    """Somebody has written since the ruleset was observed; nothing was changed."""
+
+
+def form(answer: bytes) -> Form | None:
+    """The form of a rule that the kernel shows; None when it isn't plainly a jump, perhaps with a comment.
+
+    Only such rules are known to be shown just as they must be written: of other matches the kernel hides what is
+    private to it, and wants to be told more than it shows.
+    """
+    found = spans(answer, BODY, len(answer))
+    if _RULE_EXPRESSIONS not in found:
+        return None
+    content = bytearray(answer)
+    start, end = found[_RULE_EXPRESSIONS]
+    for _, first, last in attributes(answer, start, end):
+        parts = spans(answer, first, last)
+        name = string(answer, *parts[_EXPRESSION_NAME])
+        if name not in _PLAIN or _EXPRESSION_DATA not in parts:
+            return None
+        data = spans(answer, *parts[_EXPRESSION_DATA])
+        if name == "match" and string(answer, *data[_MATCH_NAME]) != "comment":
+            return None
+        for begin, stop in data.values() if name == "counter" else ():
+            content[begin:stop] = bytes(stop - begin)
+    kept = (kind for kind in (_RULE_EXPRESSIONS, _RULE_USERDATA) if kind in found)
+    return b"".join(attribute(kind, bytes(content[slice(*found[kind])])) for kind in kept)
+
+
+def compose(
+    family: Family,
+    table: Table,
+    steps: Iterable[Step],
+    handles: Mapping[str, Sequence[int]],
+    forms: Mapping[tuple[str, ...], Form],
+) -> list[Request] | None:
+    """The messages of a transaction, or None when it holds more than rules of known form in observed chains.
+
+    `handles` are those of the observed chains, from the top; `forms` are found by a rule's words.
+    """
+    requests: list[Request] = []
+    for step in steps:
+        if isinstance(step, Command) or step.chain not in handles:
+            return None
+        request = _delete(step, handles[step.chain]) if isinstance(step, Delete) else None
+        if isinstance(step, Insert):
+            request = _insert(step, handles[step.chain], forms.get(tuple(split(step.text))))
+        if request is None:
+            return None
+        kind, flags, body = request
+        where = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table.value), text(_RULE_CHAIN, step.chain))
+        requests.append((kind, flags, where + body))
+    return requests
+
+
+def _delete(step: Delete, handles: Sequence[int]) -> Request:
+    return _DELRULE, 0, attribute(_RULE_HANDLE, U64.pack(handles[step.index]))
+
+
+def _insert(step: Insert, handles: Sequence[int], known: Form | None) -> Request | None:
+    if known is None:
+        return None
+    if step.above is None:
+        return _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, known
+    # Without NLM_F_APPEND a position is the rule to stand directly above.
+    return _NEWRULE, NLM_F_CREATE, known + attribute(_RULE_POSITION, U64.pack(handles[step.above]))
+
+
+class NftablesWriter:
+    """Commits transactions through one socket, kept open; for one thread."""
+
+    def __init__(self) -> None:
+        self._netlink = NetlinkSocket()
+
+    def commit(self, requests: Sequence[Request], generation: int) -> int:
+        """Commit one transaction upon this generation; returns the port id by which its event is known.
+
+        Raises Stale when others were quicker, NetlinkError when the kernel refuses; nothing is changed then.
+        """
+        begin = _BATCH_BODY + attribute(_BATCH_GENID, U32.pack(generation))
+        batch = [(_BATCH_BEGIN, 0, begin), *requests, (_BATCH_END, 0, _BATCH_BODY)]
+        try:
+            self._netlink.transact(batch, "write nf_tables rules")
+        except OSError as error:
+            if error.errno == errno.ERESTART:
+                raise Stale from error
+            raise
+        return self._netlink.port
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
