@@ -109,9 +109,9 @@ class Guard:
         """Tables in which something of ours is wanted, was written, or stands."""
         return tuple(t for t in ORDER if t in self.desired.tables or self._written_chains(t) or self.leftovers(t))
 
-    def drifted(self) -> tuple[Table, ...]:
-        """Tables that may have changed since they were found right; starts no process."""
-        return tuple(t for t in self._used() if self._tables[t].fingerprint != self._fingerprint(t))
+    def drifted(self) -> Iterator[Table]:
+        """Tables that may have changed since they were found right, as they are found; starts no process."""
+        return (t for t in self._used() if self._tables[t].fingerprint != self._fingerprint(t))
 
     def suspects(self) -> tuple[Table, ...]:
         """Tables to try again: the last try failed, an anchor was waited for, or a move was put off."""

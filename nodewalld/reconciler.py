@@ -7,6 +7,7 @@ Laws:
 4. Everything that is told (events, reasons, counts) comes from what the guards saw.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -292,8 +293,11 @@ class Reconciler:
         repairs: list[Event] = []
         started = self._clock()
         for guard in self._world.guards.values():
-            tables = dict.fromkeys((*guard.drifted(), *(guard.suspects() if retry else ())))
-            for table in tables:
+            tried: set[Table] = set()
+            for table in itertools.chain(guard.drifted(), guard.suspects() if retry else ()):
+                if table in tried:
+                    continue
+                tried.add(table)
                 try:
                     settled = guard.settle(table)
                 except FirewallError as error:

@@ -221,8 +221,9 @@ class NftFirewall(_Tools):
 
     def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
         chains_read, handles = {}, {}
-        for name in sorted(chains):
-            held = self._chain(table, name, shallow=name in shallow)
+        names = sorted(chains)
+        for name, looked in self._reader.look(self.family, table.value, names).items():
+            held = self._chain(table, name, looked, shallow=name in shallow)
             if held is not None:
                 chains_read[name], handles[name] = held
         return Observed(chains_read, handles)
@@ -233,10 +234,11 @@ class NftFirewall(_Tools):
             raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
         return Observed(chains)
 
-    def _chain(self, table: Table, name: str, *, shallow: bool) -> tuple[tuple[Rule, ...], tuple[int, ...]] | None:
-        """The rules of a chain and their handles."""
+    def _chain(
+        self, table: Table, name: str, held: tuple[ChainRule, ...] | None, *, shallow: bool
+    ) -> tuple[tuple[Rule, ...], tuple[int, ...]] | None:
+        """The rules of a chain that the kernel shows so, and their handles."""
         for _ in range(_STABLE_ATTEMPTS):
-            held = self._reader.rules(self.family, table.value, name)
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
@@ -244,13 +246,11 @@ class NftFirewall(_Tools):
             handles = tuple(rule.handle for rule in held)
             if None not in found:
                 return tuple(rule for rule in found if rule is not None), handles
-            read = self._listed(table, name)
-            forms = self._reader.forms(self.family, table.value, name)
+            read, shown = self._listed(table, name), held
+            held = self._reader.rules(self.family, table.value, name)
             # The same handles before and after: what was printed between is of just these rules.
-            if read is not None and len(read) == len(held) and self._reader.rules(self.family, table, name) == held:
-                self._learn(table, name, held, read)
-                pairs = zip(handles, read, strict=True)
-                self._forms.update({rule.words: forms[h] for h, rule in pairs if h in forms and _is_ours(rule)})
+            if read is not None and len(read) == len(shown) and held == shown:
+                self._learn(table, name, shown, read)
                 return read, handles
         words = f"chain {name} of table {table} changes faster than it can be read"
         raise FirewallError(words, busy=True, fleeting=True)
@@ -275,6 +275,9 @@ class NftFirewall(_Tools):
             self._contents.clear()
         pairs = zip(held, read, strict=True)
         self._contents.update({(table, rule.digest): text for rule, text in pairs if not rule.looks_up})
+        words = {rule.handle: text.words for rule, text in zip(held, read, strict=True) if _is_ours(text)}
+        forms = self._reader.forms(self.family, table.value, name) if words else {}
+        self._forms.update({words[handle]: known for handle, known in forms.items() if handle in words})
 
     def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
         return {name: self._reader.tallies(self.family, table.value, name) for name in chains}

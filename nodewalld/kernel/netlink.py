@@ -49,6 +49,7 @@ NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
 BODY = HEADER.size + NFGENMSG.size
 """Where the attributes of a netfilter message begin."""
 
+_TRUNC, _DONTWAIT = int(socket.MSG_TRUNC), int(socket.MSG_DONTWAIT)  # flags are slow to combine
 _SO_RCVTIMEO = struct.Struct("@ll")
 _ANSWER_LIMIT = 10  # seconds; the kernel answers at once, or something is very wrong
 _ATTEMPTS = 20  # with a foreign transaction every few milliseconds one in two dumps is interrupted
@@ -182,7 +183,7 @@ class NetlinkSocket:
         found: list[int] = []
         with contextlib.suppress(BlockingIOError):
             while True:
-                found += [_status(data) for kind, _, data in self._datagram(socket.MSG_DONTWAIT) if kind in _LAST]
+                found += [_status(data) for kind, _, data in self._datagram(_DONTWAIT) if kind in _LAST]
         return found
 
     def _renewed(self, error: OSError, what: str) -> NetlinkError:
@@ -236,7 +237,7 @@ class NetlinkSocket:
     def _datagram(self, flags: int = 0) -> Iterator[tuple[int, int, bytes]]:
         """The messages of one datagram that answer the present question: (type, flags, whole message)."""
         buffer, sequence = self._buffer, self._sequence
-        size = self._socket.recv_into(buffer, 0, socket.MSG_TRUNC | flags)
+        size = self._socket.recv_into(buffer, 0, _TRUNC | flags)
         if size > len(buffer):
             raise OSError(errno.EMSGSIZE, "netlink datagram larger than the buffer")
         offset = 0

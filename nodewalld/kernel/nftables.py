@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from select import select
 from typing import Self, TypeVar
@@ -77,6 +78,8 @@ _EMPTY_BATCH = b"".join(message(kind, NLM_F_REQUEST, 0, struct.pack(">BBH", 0, 0
 _READ_LIMIT = 1024  # datagrams per read(); more than that and the caller is woken again
 
 T = TypeVar("T")
+
+_Where = tuple[Family, str, str]  # with the names of a table and a chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,8 @@ class NftablesReader:
         self._netlink = NetlinkSocket()
         self._events = GenerationEvents()
         self._settled: int | None = None
-        self._seen: dict[tuple[Family, str, str], tuple[ChainRule, ...] | None] = {}  # in the settled generation
+        self._seen: dict[_Where, tuple[ChainRule, ...] | None] = {}  # in the settled generation
+        self._parsed: dict[_Where, dict[bytes, ChainRule]] = {}
 
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
@@ -225,26 +229,35 @@ class NftablesReader:
 
     def look(self, family: Family, table: str, chains: Iterable[str]) -> dict[str, tuple[ChainRule, ...] | None]:
         """The rules of chains of one table, all of one generation. A generation is read but once."""
-        names = tuple(chains)
+        keys = [(family, table, name) for name in chains]
 
         def read() -> dict[str, tuple[ChainRule, ...] | None]:
-            for name in names:
-                if (family, table, name) not in self._seen:
-                    answers = self._dump(family, table, name)
-                    found = None if answers is None else tuple([_parse_rule(answer) for answer in answers])
-                    self._seen[family, table, name] = found
-            return {name: self._seen[family, table, name] for name in names}
+            for key in keys:
+                if key not in self._seen:
+                    self._seen[key] = self._read(key)
+            return {key[2]: self._seen[key] for key in keys}
 
-        return self._steadily(read, f"read {', '.join(names)} of {table} ({family})")
+        return self._steadily(read, f"read {', '.join(key[2] for key in keys)} of {table} ({family})")
+
+    def _read(self, key: _Where) -> tuple[ChainRule, ...] | None:
+        """A chain; what the kernel shows as it did last time, counters and all, isn't parsed again."""
+        answers = self._dump(key)
+        before = self._parsed.pop(key, {})
+        if answers is None:
+            return None
+        shown = [answer[BODY:] for answer in answers]
+        self._parsed[key] = parsed = {content: before.get(content) or _parse_rule(content) for content in shown}
+        return tuple([parsed[content] for content in shown])
 
     def forms(self, family: Family, table: str, chain: str) -> dict[int, Form]:
         """The forms, by their handles, of the rules that can be written again without iptables."""
-        answers = self._steadily(lambda: self._dump(family, table, chain), f"read {chain} of {table} ({family})")
-        return {_parse_rule(answer).handle: known for answer in answers or () if (known := form(answer))}
+        key = (family, table, chain)
+        answers = self._steadily(lambda: self._dump(key), f"read {chain} of {table} ({family})")
+        return {_parse_rule(answer[BODY:]).handle: known for answer in answers or () if (known := form(answer[BODY:]))}
 
-    def _dump(self, family: Family, table: str, chain: str) -> list[bytes] | None:
-        body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
-        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"read chain {chain} of {table} ({family})")
+    def _dump(self, key: _Where) -> list[bytes] | None:
+        family, table, chain = key
+        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, _rules_of(key), f"read chain {chain} of {table} ({family})")
         if not answers and not self.chain_exists(family, table, chain):
             return None
         return [answer for _, answer in answers]
@@ -323,19 +336,26 @@ class NftablesReader:
         self.close()
 
 
-def _parse_rule(answer: bytes) -> ChainRule:
-    content = bytearray(answer)
+@lru_cache(maxsize=1024)
+def _rules_of(where: _Where) -> bytes:
+    family, table, chain = where
+    return netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
+
+
+def _parse_rule(shown: bytes) -> ChainRule:
+    """A rule from its attributes."""
+    content = bytearray(shown)
     digest = blake2b(digest_size=16)
     handle, jump = 0, None
-    for kind, start, end in attributes(answer, BODY, len(answer)):
+    for kind, start, end in attributes(shown, 0, len(shown)):
         if kind == _RULE_HANDLE:
-            (handle,) = U64.unpack_from(answer, start)
+            (handle,) = U64.unpack_from(shown, start)
         elif kind == _RULE_EXPRESSIONS:
             jump = _mask_expressions(content, start, end)
             digest.update(content[start:end])
         elif kind in _RULE_WORDS:
             digest.update(content[start - 4 : end])
-    return ChainRule(handle, digest.digest(), jump, _TAG in answer, _LOOKUP in answer)
+    return ChainRule(handle, digest.digest(), jump, _TAG in shown, _LOOKUP in shown)
 
 
 def _tally(answer: bytes) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from nodewalld.core.ruletext import split
 from nodewalld.core.steps import Command, Delete, Insert, Step
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.netlink import (
-    BODY,
     NFPROTO,
     NLM_F_APPEND,
     NLM_F_CREATE,
@@ -55,24 +54,24 @@ class Stale(Exception):
     """Somebody has written since the ruleset was observed; nothing was changed."""
 
 
-def form(answer: bytes) -> Form | None:
-    """The form of a rule that the kernel shows; None when it isn't plainly a jump, perhaps with a comment.
+def form(shown: bytes) -> Form | None:
+    """The form of a rule with these attributes; None when it isn't plainly a jump, perhaps with a comment.
 
     Only such rules are known to be shown just as they must be written: of other matches the kernel hides what is
     private to it, and wants to be told more than it shows.
     """
-    found = spans(answer, BODY, len(answer))
+    found = spans(shown, 0, len(shown))
     if _RULE_EXPRESSIONS not in found:
         return None
-    content = bytearray(answer)
+    content = bytearray(shown)
     start, end = found[_RULE_EXPRESSIONS]
-    for _, first, last in attributes(answer, start, end):
-        parts = spans(answer, first, last)
-        name = string(answer, *parts[_EXPRESSION_NAME])
+    for _, first, last in attributes(shown, start, end):
+        parts = spans(shown, first, last)
+        name = string(shown, *parts[_EXPRESSION_NAME])
         if name not in _PLAIN or _EXPRESSION_DATA not in parts:
             return None
-        data = spans(answer, *parts[_EXPRESSION_DATA])
-        if name == "match" and string(answer, *data[_MATCH_NAME]) != "comment":
+        data = spans(shown, *parts[_EXPRESSION_DATA])
+        if name == "match" and string(shown, *data[_MATCH_NAME]) != "comment":
             return None
         for begin, stop in data.values() if name == "counter" else ():
             content[begin:stop] = bytes(stop - begin)
