@@ -46,6 +46,8 @@ from nodewalld.service.wire import Refused
 LEGACY_LOOK = 1.0
 """Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
 
+_LOOK_REST = 50  # a table of 100,000 rules takes the kernel 0.2 s to show: such looks are rarer
+
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
 _CULPRITS = 4  # of a burst, the last few are asked for their parents
 _SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
@@ -261,7 +263,7 @@ class Daemon:
             if now >= due.look:
                 self._reconciler.wake(Wake(now, exact=False))
             if now >= due.look or due.look == float("inf"):
-                due.look = now + LEGACY_LOOK
+                due.look = now + max(LEGACY_LOOK, _LOOK_REST * (time.monotonic() - now))
         else:
             due.look = float("inf")
 

@@ -179,6 +179,26 @@ def test_what_is_written_without_a_process_is_iptables_own(family: Family) -> No
         here.restore(f"-D{text[2:].replace('early-1', 'first-0').replace('NODEWALL-1', 'NODEWALL-0')}")
 
 
+@in_own_namespace
+def test_counters_are_not_written_again() -> None:
+    """The daemon learns the rule as it finds it after a restart, when packets have passed."""
+    rule = "-m comment --comment nodewalld:at/first-0 -j NODEWALL-0"
+    script = f"*filter\n-D FORWARD {rule}\n[5:500] -I FORWARD 1 {rule}\nCOMMIT\n"
+    with world(Family.IPV4) as here:
+        argv(["iptables-nft-restore", "--noflush", "-c"], stdin=script)
+        assert "[5:500] -A FORWARD" in argv(["iptables-nft-save", "-c"])
+        late = Counted(Family.IPV4, NftablesReader())
+        guard = Guard(late, here.guards["fast"].learned)
+        guard.desired = here.guards["fast"].desired
+        assert guard.settle(Table.FILTER).commits == 0
+        started = late.started
+        here.run("{t} -D FORWARD 1")
+        assert guard.settle(Table.FILTER).commits == 1
+        assert late.started == started
+        assert "[5:500]" not in argv(["iptables-nft-save", "-c"])
+        late.close()
+
+
 @pytest.mark.parametrize("family", list(Family))
 @in_own_namespace
 def test_its_counters_begin_at_zero_and_its_event_is_our_own(family: Family) -> None:

@@ -3,6 +3,7 @@
 Law: looking at a legacy table creates it, so only tables that /proc lists are looked at.
 """
 
+import contextlib
 from collections.abc import Callable
 
 from nodewalld.core.words import Backend, Family, Table
@@ -21,38 +22,33 @@ _HINTS = (
 
 def evidence() -> tuple[Backend, str] | None:
     """The backend that neighbours use, and the chain that shows it; None when nobody left a trace."""
-    for table, names in _HINTS:
-        for backend, has_chain in ((Backend.NFT, _nft_has), (Backend.LEGACY, _legacy_has)):
-            found = next((name for name in names for f in Family if has_chain(f, table, name)), "")
-            if found:
-                return backend, found
+    with contextlib.ExitStack() as stack:
+        lookers = {backend: _looker(backend, stack) for backend in Backend}
+        for table, names in _HINTS:
+            for backend in (Backend.NFT, Backend.LEGACY):
+                found = next((n for n in names for f in Family if lookers[backend](f, table.value, n)), "")
+                if found:
+                    return backend, found
     return None
 
 
-def _nft_has(family: Family, table: Table, name: str) -> bool:
-    return _asked(lambda: _with_nft(family, table, name))
+def _looker(backend: Backend, stack: contextlib.ExitStack) -> Callable[[Family, str, str], bool]:
+    """Whether a chain is there, asked through sockets opened once; a kernel without this backend has no trace in it."""
+    readers: dict[Family, LegacyReader] = {}
 
+    def legacy(family: Family, table: str, name: str) -> bool:
+        if family not in readers:
+            readers[family] = stack.enter_context(LegacyReader(family))
+        return table in readers[family].tables() and readers[family].has_chain(table, name)
 
-def _with_nft(family: Family, table: Table, name: str) -> bool:
-    with NftablesReader() as reader:
-        return reader.chain_exists(family, table.value, name)
+    def asked(family: Family, table: str, name: str) -> bool:
+        try:
+            return has_chain(family, table, name)
+        except OSError:
+            return False
 
-
-def _legacy_has(family: Family, table: Table, name: str) -> bool:
-    return _asked(lambda: _with_legacy(family, table, name))
-
-
-def _with_legacy(family: Family, table: Table, name: str) -> bool:
-    with LegacyReader(family) as reader:
-        return table.value in reader.tables() and reader.has_chain(table.value, name)
-
-
-def _asked(question: Callable[[], bool]) -> bool:
-    """A kernel without this backend has no trace in it."""
-    try:
-        return question()
-    except OSError:
-        return False
+    has_chain = legacy if backend is Backend.LEGACY else stack.enter_context(NftablesReader()).chain_exists
+    return asked
 
 
 def of_tool() -> Backend:

@@ -25,6 +25,7 @@ from nodewalld.kernel.xtables import LegacyReader
 
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
 _STABLE_ATTEMPTS = 5
+_LARGE = 1 << 18  # bytes of a legacy table: a thousand rules or so
 _CONTENTS_MAX = 20_000  # texts kept by content; neighbours and reloads bring new ones
 
 
@@ -64,9 +65,6 @@ class Firewall(Protocol):
 
     def own_chains(self, table: Table) -> frozenset[str]:
         """The names of all chains with our prefix; starts no process."""
-
-    def chains(self, table: Table) -> frozenset[str]:
-        """The names of all chains; starts no process."""
 
     def counters(self, table: Table) -> str:
         """The table as iptables-save prints it with packet and byte counters."""
@@ -213,11 +211,8 @@ class NftFirewall(_Tools):
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
         return tuple(self._reader.look(self.family, table.value, sorted(chains)).values())
 
-    def chains(self, table: Table) -> frozenset[str]:
-        return frozenset(self._reader.chains(self.family, table.value))
-
     def own_chains(self, table: Table) -> frozenset[str]:
-        return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
+        return frozenset(self._reader.chains(self.family, table.value, OWN_PREFIX))
 
     def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
         chains_read, handles = {}, {}
@@ -300,6 +295,7 @@ class LegacyFirewall(_Tools):
         super().__init__(family, Backend.LEGACY, {LOCK_FILE_VARIABLE: str(private_lock)})
         self._lock = XtablesLock(os.environ.get(LOCK_FILE_VARIABLE, lock_file))
         self._lock_timeout = lock_timeout
+        self._own: dict[Table, tuple[int, frozenset[str]]] = {}
 
     @cached_property
     def _reader(self) -> LegacyReader:
@@ -324,11 +320,14 @@ class LegacyFirewall(_Tools):
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:  # noqa: ARG002 - see Firewall
         return self._reader.fingerprint(table.value)
 
-    def chains(self, table: Table) -> frozenset[str]:
-        return frozenset(self._reader.chains(table.value))
-
     def own_chains(self, table: Table) -> frozenset[str]:
-        return frozenset(name for name in self.chains(table) if name.startswith(OWN_PREFIX))
+        """Read anew when the table is small, or has changed its size: a large one takes the kernel long to show."""
+        size = self._reader.size(table.value)
+        before = self._own.get(table)
+        if before is None or before[0] != size or size < _LARGE:
+            names = frozenset(name for name in self._reader.chains(table.value) if name.startswith(OWN_PREFIX))
+            self._own[table] = before = size, names
+        return before[1]
 
     def observe(
         self,

@@ -43,6 +43,7 @@ U16 = struct.Struct(">H")
 U32 = struct.Struct(">I")
 U64 = struct.Struct(">Q")
 _ERRNO = struct.Struct("=i")
+_SHORTEST_END = HEADER.size + _ERRNO.size
 
 NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
 
@@ -139,14 +140,14 @@ class NetlinkSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, kind: int, flags: int, body: bytes, what: str) -> list[tuple[int, bytes]]:
+    def ask(self, kind: int, flags: int, body: bytes, what: str, needle: bytes = b"") -> list[tuple[int, bytes]]:
         """Send one request and return the answering messages as (type, whole message).
 
         With NLM_F_DUMP everything up to the end of the dump, without it one answer (with NLM_F_ACK none).
-        `what` names the question in an error. Raises NetlinkError.
+        `what` names the question in an error; only messages that hold the `needle` are wanted. Raises NetlinkError.
         """
         for _ in range(_ATTEMPTS):
-            answer = self._ask_once(kind, flags | NLM_F_REQUEST, body, what)
+            answer = self._ask_once(kind, flags | NLM_F_REQUEST, body, what, needle)
             if answer is not None:
                 return answer
         raise NetlinkError(errno.EINTR, f"{what} (the ruleset changed during each of {_ATTEMPTS} reads)")
@@ -192,26 +193,27 @@ class NetlinkSocket:
         self._socket = self._open()
         return NetlinkError(errno.ETIMEDOUT if error.errno == errno.EAGAIN else (error.errno or errno.EIO), what)
 
-    def _ask_once(self, kind: int, flags: int, body: bytes, what: str) -> list[tuple[int, bytes]] | None:
+    def _ask_once(self, kind: int, flags: int, body: bytes, what: str, needle: bytes) -> list[tuple[int, bytes]] | None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         try:
             self._socket.send(message(kind, flags, self._sequence, body))
-            return self._answer(flags, what)
+            return self._answer(flags, what, needle)
         except NetlinkError:
             raise
         except OSError as error:
             raise self._renewed(error, what) from error
 
-    def _answer(self, flags: int, what: str) -> list[tuple[int, bytes]] | None:
+    def _answer(self, flags: int, what: str, needle: bytes) -> list[tuple[int, bytes]] | None:
         found: list[tuple[int, bytes]] = []
         whole = True
         single = not flags & NLM_F_ACK and flags & NLM_F_DUMP != NLM_F_DUMP
         while True:  # ends with the answer, or with the socket's own time limit
-            for kind, marks, data in self._datagram():
+            for kind, marks, data in self._datagram(needle=needle):
                 whole = whole and not marks & NLM_F_DUMP_INTR
                 if kind in _LAST:
                     return self._ended(_status(data), found if whole else None, what)
-                found.append((kind, data))
+                if needle in data:
+                    found.append((kind, data))
             if found and single:
                 return found
 
@@ -234,18 +236,29 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO, what) from error
 
-    def _datagram(self, flags: int = 0) -> Iterator[tuple[int, int, bytes]]:
-        """The messages of one datagram that answer the present question: (type, flags, whole message)."""
+    def _datagram(self, flags: int = 0, needle: bytes = b"") -> Iterator[tuple[int, int, bytes]]:
+        """The messages of one datagram that answer the present question: (type, flags, whole message).
+
+        Of a datagram in which the needle isn't, and behind which more will come, only the first.
+        """
         buffer, sequence = self._buffer, self._sequence
         size = self._socket.recv_into(buffer, 0, _TRUNC | flags)
         if size > len(buffer):
             raise OSError(errno.EMSGSIZE, "netlink datagram larger than the buffer")
         offset = 0
+        if needle and buffer.find(needle, 0, size) < 0 and not self._ends(size):
+            size = HEADER.unpack_from(buffer, 0)[0]
         while offset + HEADER.size <= size:
             length, kind, marks, number, _ = HEADER.unpack_from(buffer, offset)
             if number == sequence:
                 yield kind, marks, bytes(buffer[offset : offset + length])
             offset += max((length + 3) & ~3, HEADER.size)
+
+    def _ends(self, size: int) -> bool:
+        """Whether the datagram in the buffer is, or has at its end, the last message of a dump."""
+        if size < _SHORTEST_END or HEADER.unpack_from(self._buffer, 0)[1] in _LAST:
+            return True
+        return bool(HEADER.unpack_from(self._buffer, size - _SHORTEST_END)[:2] == (_SHORTEST_END, NLMSG_DONE))
 
     @staticmethod
     def _ended(status: int, found: list[tuple[int, bytes]] | None, what: str) -> list[tuple[int, bytes]] | None:

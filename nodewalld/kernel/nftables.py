@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from ctypes import addressof, create_string_buffer
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from select import select
 from typing import Self, TypeVar
@@ -213,10 +213,14 @@ class NftablesReader:
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket()
-        self._events = GenerationEvents()
         self._settled: int | None = None
         self._seen: dict[_Where, tuple[ChainRule, ...] | None] = {}  # in the settled generation
+        self._names: dict[tuple[Family, str], dict[str, tuple[str, ...]]] = {}  # likewise
         self._parsed: dict[_Where, dict[bytes, ChainRule]] = {}
+
+    @cached_property
+    def _events(self) -> GenerationEvents:
+        return GenerationEvents()
 
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
@@ -279,17 +283,29 @@ class NftablesReader:
             raise
         return True
 
-    def chains(self, family: Family, table: str) -> tuple[str, ...]:
-        """The names of all chains of a table; the kernel lists the whole family, so not for every wake-up."""
-        body = netfilter_body(NFPROTO[family])
-        what = f"list the chains of {table} ({family})"
-        answers = self._steadily(lambda: self._netlink.ask(_GETCHAIN, NLM_F_DUMP, body, what), what)
-        names = []
+    def chains(self, family: Family, table: str, prefix: str = "") -> tuple[str, ...]:
+        """The names of a table's chains that begin so; the kernel lists the whole family, so not for every wake-up.
+
+        With a prefix, a generation is read but once.
+        """
+        return self._steadily(lambda: self._chains(family, prefix), f"list the chains ({family})").get(table, ())
+
+    def _chains(self, family: Family, prefix: str) -> dict[str, tuple[str, ...]]:
+        """The names by tables."""
+        names = self._names.get((family, prefix))
+        if names is not None:
+            return names
+        names = {}
+        what = f"list the chains ({family})"
+        answers = self._netlink.ask(_GETCHAIN, NLM_F_DUMP, netfilter_body(NFPROTO[family]), what, prefix.encode())
         for _, answer in answers:
             found = spans(answer, BODY, len(answer))
-            if string(answer, *found[_CHAIN_TABLE]) == table:
-                names.append(string(answer, *found[_CHAIN_NAME]))
-        return tuple(names)
+            table, name = (string(answer, *found[kind]) for kind in (_CHAIN_TABLE, _CHAIN_NAME))
+            if name.startswith(prefix):
+                names[table] = (*names.get(table, ()), name)
+        if prefix:
+            self._names[family, prefix] = names
+        return names
 
     def _steadily(self, read: Callable[[], T], what: str) -> T:
         """Read something while the ruleset stands still.
@@ -302,6 +318,7 @@ class NftablesReader:
             before = self.generation()
             if before != self._settled:
                 self._seen.clear()
+                self._names.clear()
                 self._settle(before)
             found = read()
             if self.generation() == before:
@@ -327,7 +344,8 @@ class NftablesReader:
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
-        self._events.close()
+        if "_events" in self.__dict__:
+            self._events.close()
 
     def __enter__(self) -> Self:
         return self
