@@ -290,7 +290,7 @@ def test_a_read_never_mixes_two_rulesets_nor_loses_rules(count: int) -> None:
                 while writer.poll() is None:
                     assert tuple(rule.digest for rule in reader.rules(V4, "filter", "BIG") or ()) in known
                 looks += 1
-        assert looks > 5
+        assert looks > 2
 
 
 @in_own_namespace
