@@ -3,7 +3,7 @@
 ready := .venv/ready
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test deb rpm clean
+.PHONY: demo test bench deb rpm clean
 
 $(ready): pyproject.toml tools/prepare
 	tools/prepare
@@ -13,6 +13,10 @@ demo: $(ready)
 
 test: $(ready)
 	$(as_root) .venv/bin/python -m pytest $(TESTS)
+
+# Figures beside their references, on a machine that does nothing else meanwhile.
+bench: $(ready)
+	$(as_root) .venv/bin/python -m bench --json docs/bench.json $(BENCH)
 
 # Packages for every architecture, in dist/; the same commit gives the same bytes.
 deb rpm: $(ready)

@@ -33,7 +33,7 @@ _RULES_EACH = 4  # of a Service: its chain, its endpoints
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A figure beside its reference, in milliseconds where `unit` says nothing else; `goal` is the most that it may be."""
+    """A figure beside its reference, both in `unit`s; `goal` is the highest ratio of the two that will do."""
 
     what: str
     value: float

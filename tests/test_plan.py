@@ -13,6 +13,7 @@ from nodewalld.core.events import Reason
 from nodewalld.core.plan import Learned, TablePlan, plan
 from nodewalld.core.position import room
 from nodewalld.core.ruletext import Rule
+from nodewalld.core.steps import Delete, Insert
 from nodewalld.core.words import Family, Table
 
 YIELD = ("cali-*", "KUBE-ROUTER-*")
@@ -116,6 +117,22 @@ def test_a_chain_that_a_foreign_rule_leads_to_blocks_nothing_and_keeps_what_is_f
     settle(desired(Position()), table)
     assert table.chains["NODEWALL-stale"] == left
     assert [Rule(text).target for text in table.chains["FORWARD"]] == ["NODEWALL-0", "NODEWALL-stale"]
+
+
+@given(worlds())
+def test_by_the_rules_they_mean_the_steps_do_what_they_do_as_text(world: tuple[DesiredTable, FakeTable]) -> None:
+    """As the kernel does it, which is told the rule to delete and the one to stand above, and no number."""
+    wanted, table = world
+    change = planned(wanted, table)
+    rules: list[tuple[int, str]] = list(enumerate(table.chains["FORWARD"]))
+    for step in change.steps:
+        if isinstance(step, Delete):
+            rules = [rule for rule in rules if rule[0] != step.index]
+        elif isinstance(step, Insert):
+            at = len(rules) if step.above is None else [index for index, _ in rules].index(step.above)
+            rules.insert(at, (-1, step.text))
+    table.commit(change.script)
+    assert table.chains["FORWARD"] == [text for _, text in rules]
 
 
 @given(worlds())
