@@ -19,6 +19,7 @@ from nodewalld.configuration.reading import (
     SetFile,
     Shape,
     T,
+    TooMany,
     listed,
     read_table,
     refuse_unknown,
@@ -128,13 +129,20 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
     """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
+    try:
+        return _judge(top, path, root.where, reading), tuple(reading.problems)
+    except TooMany:
+        return Config(path), tuple(reading.problems)
+
+
+def _judge(top: dict[str, Node], path: str, place: Where, reading: Reading) -> Config:
     refuse_unknown(top, SECTIONS, reading)
-    daemon = _daemon(top, root.where, reading)
+    daemon = _daemon(top, place, reading)
     reading.families = daemon.families
-    config = Config(
+    return Config(
         path=path,
         daemon=daemon,
-        failsafe=_failsafe(top, root.where, reading),
+        failsafe=_failsafe(top, place, reading),
         sets=_sets(top, reading),
         ports=_entries(top, "port", entries.port, reading),
         forwards=_entries(top, "forward", entries.forward, reading),
@@ -143,7 +151,6 @@ def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) ->
         zones=zones(top, reading),
         warnings=tuple(reading.warnings),
     )
-    return config, tuple(reading.problems)
 
 
 def _section(top: dict[str, Node], key: str, place: Where, reading: Reading) -> dict[str, Any]:
