@@ -404,7 +404,7 @@ def test_an_empty_list_adds_nothing_to_entries_of_other_files(write: Write) -> N
 
 
 def test_a_name_taken_in_another_file_names_both_places(write: Write) -> None:
-    jump = "[[jump]]\nname = '{}'\ntable = 'nat'\nfrom = 'OUTPUT'\nto = 'X'\n"
+    jump = "[[jump]]\nname = '{0}'\ntable = 'nat'\nfrom = 'OUTPUT'\nto = '{0}'\n"
     folder = write(jump.format("Same"), a="\n" + jump.format("same"))
     with pytest.raises(ConfigError) as caught:
         load(folder)

@@ -40,7 +40,7 @@ from nodewalld.configuration.values import (
     resync,
 )
 from nodewalld.configuration.zones import SERVICE, ZONE, zones
-from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, Where
+from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, Where
 from nodewalld.core.words import Backend, Network
 
 RESERVED_SETS = (
@@ -147,7 +147,7 @@ def _judge(top: dict[str, Node], path: str, place: Where, reading: Reading) -> C
         ports=_entries(top, "port", entries.port, reading),
         forwards=_entries(top, "forward", entries.forward, reading),
         rules=_entries(top, "rule", entries.rule, reading),
-        jumps=_entries(top, "jump", entries.jump, reading),
+        jumps=_jumps(top, reading),
         zones=zones(top, reading),
         warnings=tuple(reading.warnings),
     )
@@ -237,6 +237,20 @@ def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], readi
     names = [inner["name"] for inner in keys if "name" in inner]
     _refuse_twice(((node.value, node) for node in names if isinstance(node.value, str)), reading)
     return tuple(entry for found in reading.collect(reader, nodes) for entry in found)
+
+
+def _jumps(top: dict[str, Node], reading: Reading) -> tuple[JumpEntry, ...]:
+    """A jump stands exactly once: two places for it would be taken back and forth for ever."""
+    jumps = _entries(top, "jump", entries.jump, reading)
+    first: dict[tuple[str, ...], str] = {}
+    for jump in jumps:
+        for family in jump.families:
+            other = first.setdefault((family, jump.table, jump.from_chain, jump.to_chain), jump.name)
+            if other != jump.name:
+                message = f"is jumped to from {jump.from_chain} by {show(other)} already"
+                reading.note(Problem(jump.where, f"jump.{jump.name}.to", message, "one [[jump]], with one position"))
+                break
+    return jumps
 
 
 def _refuse_twice(named: Iterable[tuple[str, Node]], reading: Reading) -> None:
