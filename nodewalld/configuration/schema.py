@@ -269,8 +269,8 @@ _SET = Section(
     {
         "entries": Key(
             listed(network, example='["10.0.0.0/8"]'),
-            "addresses and CIDRs of both families. A family without any means nobody in that family. `0.0.0.0/0` and "
-            "`::/0` are taken",
+            "addresses and CIDRs of both families; an IPv4 address is not written as IPv6 (`::ffff:...`). A family "
+            "without any means nobody in that family. `0.0.0.0/0` and `::/0` are taken",
             default=[],
         ),
         "files": Key(
