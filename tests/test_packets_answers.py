@@ -14,7 +14,7 @@ import pytest
 from packets import OPEN, Guarded, both, dial, expect
 
 from lab.node import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, BackendName, FamilyName, Node
-from lab.traffic import serve
+from lab.traffic import connect_all, serve
 from lab.wire import ICMP, ICMPV6, TCP, UDP, Exchange, Packet, exchange
 
 pytestmark = pytest.mark.kernel
@@ -193,3 +193,23 @@ def test_a_trial_counts_each_packet_once_and_refuses_none(guarded: Guarded, fami
         n: dial(STRANGER, family, p.to, p.port, "tcp" if p.protocol == TCP else "udp") for n, (p, _) in tried.items()
     }
     expect(guarded.node, {name: (probe, OPEN) for name, probe in probes.items()})
+
+
+def test_a_rule_on_trial_counts_and_does_nothing(guarded: Guarded, family: str) -> None:
+    rule = '[[rule]]\nname = "text"\ntable = "mangle"\nchain = "PREROUTING"\nrule = "-p udp --dport 7001 -j DROP"\n'
+    guarded.enforce(rule + "enforce = false\n")
+    before = guarded.counted(family)["rule/text"]
+    exchange(guarded.node, [attempts(family)["listener, udp"][0]] * 3, fence=NODE.of(family))
+    assert guarded.counted(family)["rule/text"] == before + 3
+    expect(guarded.node, {"udp": (dial(STRANGER, family, NODE, 7001, "udp"), OPEN)})
+
+
+def test_a_redirect_goes_to_the_port_that_it_names_and_is_logged_once(guarded: Guarded, family: str) -> None:
+    port = '[[port]]\nname = "turned"\nports = [7001, 7101]\nprotocol = ["tcp", "udp"]\naction = "redirect:7002"\n'
+    guarded.enforce(port + "log = true\n")
+    probes = [dial(STRANGER, family, NODE, number, protocol) for number in (7001, 7101) for protocol in ("tcp", "udp")]
+    assert [(a.server, a.port) for a in connect_all(guarded.node, probes)] == [("node", 7002)] * 4
+    sent = [packet for packet, _ in attempts(family).values() if packet.protocol == UDP and packet.port in {7001, 7101}]
+    with heard(guarded):
+        seen = exchange(guarded.node, sent, fence=NODE.of(family))
+    assert list(seen.logged) == ["nodewall:turned "] * 2
