@@ -13,12 +13,13 @@ from typing import cast
 import pytest
 from packets import OPEN, Guarded, both, dial, expect
 
-from lab.node import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, BackendName, FamilyName, Node
-from lab.traffic import connect_all, serve
+from lab.node import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, Address, BackendName, FamilyName, Node
+from lab.traffic import Protocol, connect_all, serve
 from lab.wire import ICMP, ICMPV6, TCP, UDP, Exchange, Packet, exchange
 
 pytestmark = pytest.mark.kernel
 
+LOAD_BALANCER = Address("198.51.100.200", "2001:db8:b::200")  # of a Service, held by no interface
 PORT_UNREACHABLE = {"ipv4": (ICMP, (3, 3)), "ipv6": (ICMPV6, (1, 4))}
 KINDS = {"port": "port", "zone": "zone", "transit": "forward", "placed": "forward"}
 REFUSALS = """
@@ -71,7 +72,7 @@ def family(request: pytest.FixtureRequest) -> FamilyName:
 
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
-    """A node whose ports 7101 and 7102 lead to a pod."""
+    """A node whose ports 7101 and 7102 lead to a pod, and those of an address of a load balancer."""
     with Node(backend) as made:
         serve(made, "node", tcp=[7001, 7002], udp=[7001, 7002])
         for ns in ("beyond", "pod1", "pod2"):
@@ -81,6 +82,7 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
             for protocol in ("tcp", "udp"):
                 to = f"-p {protocol} -m multiport --dports 7101,7102 -j DNAT --to-destination {pod}:7003"
                 made.run(f"{tool} -t nat -A PREROUTING -m addrtype --dst-type LOCAL {to}")
+                made.run(f"{tool} -t nat -A PREROUTING -d {LOAD_BALANCER.of(family)} {to}")
         yield made
 
 
@@ -105,6 +107,8 @@ def attempts(family: str) -> dict[str, tuple[Packet, str]]:
         ("zone, udp", NODE, UDP, 7002, "zone"),
         ("hostPort in a zone", NODE, TCP, 7102, "zone"),
         ("hostPort in a zone, udp", NODE, UDP, 7102, "zone"),
+        ("load balancer in a zone", LOAD_BALANCER, TCP, 7102, "zone"),
+        ("load balancer in a zone, udp", LOAD_BALANCER, UDP, 7102, "zone"),
         ("transit", BEYOND, TCP, 7003, "transit"),
         ("transit, udp", BEYOND, UDP, 7003, "transit"),
         ("transit, at a position", POD2, TCP, 7004, "placed"),
@@ -165,21 +169,23 @@ def counts(guarded: Guarded, family: str) -> Counter[str]:
 @pytest.mark.parametrize("enforce", ["true", "false"])
 @pytest.mark.parametrize("action", ["drop", "reject"])
 def test_each_refused_packet_is_logged_once_by_the_name_of_its_entry(
-    guarded: Guarded, family: str, action: str, enforce: str
+    guarded: Guarded, action: str, enforce: str
 ) -> None:
     guarded.enforce(config(action, log="true", enforce=enforce))
-    sent = [(packet, entry) for packet, entry in attempts(family).values() if packet.protocol == UDP]
     with heard(guarded):
-        seen = exchange(guarded.node, [packet for packet, _ in sent], fence=NODE.of(family))
-    assert Counter(seen.logged) == Counter(f"nodewall:{entry} " for _, entry in sent)
+        for family in FAMILIES:
+            sent = [(packet, entry) for packet, entry in attempts(family).values() if packet.protocol == UDP]
+            seen = exchange(guarded.node, [packet for packet, _ in sent], fence=NODE.of(family))
+            assert Counter(seen.logged) == Counter(f"nodewall:{entry} " for _, entry in sent)
 
 
-def test_the_log_is_not_flooded(guarded: Guarded, family: str) -> None:
+def test_the_log_is_not_flooded(guarded: Guarded) -> None:
     guarded.enforce(config("drop", log="true"))
-    packet = attempts(family)["listener, udp"][0]
     with heard(guarded):
-        seen = exchange(guarded.node, [packet] * 200, fence=NODE.of(family))
-    assert 10 <= len(seen.logged) <= 11 + 5 * seen.seconds
+        for family in FAMILIES:
+            packet = attempts(family)["listener, udp"][0]
+            seen = exchange(guarded.node, [packet] * 200, fence=NODE.of(family))
+            assert 10 <= len(seen.logged) <= 11 + 5 * seen.seconds
 
 
 def test_a_trial_counts_each_packet_once_and_refuses_none(guarded: Guarded, family: str) -> None:
@@ -204,12 +210,13 @@ def test_a_rule_on_trial_counts_and_does_nothing(guarded: Guarded, family: str) 
     expect(guarded.node, {"udp": (dial(STRANGER, family, NODE, 7001, "udp"), OPEN)})
 
 
-def test_a_redirect_goes_to_the_port_that_it_names_and_is_logged_once(guarded: Guarded, family: str) -> None:
+def test_a_redirect_goes_to_the_port_that_it_names_and_is_logged_once(guarded: Guarded) -> None:
     port = '[[port]]\nname = "turned"\nports = [7001, 7101]\nprotocol = ["tcp", "udp"]\naction = "redirect:7002"\n'
     guarded.enforce(port + "log = true\n")
-    probes = [dial(STRANGER, family, NODE, number, protocol) for number in (7001, 7101) for protocol in ("tcp", "udp")]
-    assert [(a.server, a.port) for a in connect_all(guarded.node, probes)] == [("node", 7002)] * 4
-    sent = [packet for packet, _ in attempts(family).values() if packet.protocol == UDP and packet.port in {7001, 7101}]
+    ways: list[tuple[int, Protocol]] = [(7001, "tcp"), (7001, "udp"), (7101, "tcp"), (7101, "udp")]
+    probes = [dial(STRANGER, family, NODE, number, protocol) for family in FAMILIES for number, protocol in ways]
+    assert [(a.server, a.port) for a in connect_all(guarded.node, probes)] == [("node", 7002)] * 8
     with heard(guarded):
-        seen = exchange(guarded.node, sent, fence=NODE.of(family))
-    assert list(seen.logged) == ["nodewall:turned "] * 2
+        for family in FAMILIES:
+            sent = [packet for packet, entry in attempts(family).values() if (packet.protocol, entry) == (UDP, "port")]
+            assert list(exchange(guarded.node, sent, fence=NODE.of(family)).logged) == ["nodewall:turned "] * 2

@@ -124,7 +124,7 @@ ports      = ["8004/tcp"]
 target     = "reject"
 
 [zone.wide]
-sources = ["172.16.0.0/12", "fd00:18::/48"]
+sources = ["172.16.0.0/12", "fd00:18::/48", "10.90.0.1", "fd90::1"]
 include = ["public"]
 ports   = ["8001/tcp"]
 target  = "drop"
