@@ -11,6 +11,9 @@ from pathlib import Path
 
 from nodewalld.configuration.errors import FileError
 
+LARGEST = 8 << 20
+"""Bytes of a file that is worth reading; half a million addresses are less."""
+
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # with an ACL the group bits are its mask, so these see ACLs too
 
 
@@ -21,11 +24,13 @@ def read_file(path: Path, *, check_owner: bool) -> str:
         try:
             _refuse_opened(path, os.fstat(handle), check_owner)
             with open(handle, "rb", closefd=False) as file:
-                content = file.read()
+                content = file.read(LARGEST + 1)
         finally:
             os.close(handle)
     except OSError as error:
         raise _unreadable(path, error) from error
+    if len(content) > LARGEST:
+        raise FileError(f"is larger than {LARGEST >> 20} MiB", "several smaller files")
     return _decode(content)
 
 

@@ -26,7 +26,7 @@ class FieldError(Exception):
         self.problem = Problem(node.where, node.key, message, cure)
 
 
-SetFile = Callable[[str], str]
+ReadSet = Callable[[str], str]
 """Gives the text of a set file; raises FileError when it can't be had."""
 
 
@@ -35,7 +35,7 @@ class Reading:
     """One reading: what the readers must know beyond their node, and all that they find."""
 
     set_names: Collection[str]
-    set_file: SetFile
+    set_file: ReadSet
     complete: bool
     """False when a file could not be read, so that a name that nobody defines may be defined there."""
     families: tuple[Family, ...] = tuple(Family)

@@ -148,13 +148,29 @@ class Failsafe:
 
 
 @dataclass(frozen=True, slots=True)
+class SetFile:
+    """A file of a set, and what it held when it was read."""
+
+    path: str
+    networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetEntry:
-    """`[set.NAME]`: `networks` holds `entries` and the content of `files`, in both families."""
+    """`[set.NAME]`, in both families: its `entries` with their places, its files, and what was `added` at run time."""
 
     name: str
-    networks: tuple[Network, ...]
-    files: tuple[str, ...]
+    entries: tuple[tuple[Network, Where], ...]
+    files: tuple[SetFile, ...]
     where: Where
+    added: tuple[Network, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """All that it holds, each once."""
+        written = (network for network, _ in self.entries)
+        in_files = (network for file in self.files for network in file.networks)
+        return tuple(dict.fromkeys((*written, *in_files, *self.added)))
 
 
 @dataclass(frozen=True, slots=True)

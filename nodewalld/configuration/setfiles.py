@@ -1,0 +1,63 @@
+"""The files of sets: one address or CIDR a line; `#` begins a comment.
+
+Law: a file is taken whole or not at all, whoever reads it: a configuration, or the daemon that follows it.
+"""
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+from nodewalld.configuration.errors import ConfigError, FileError
+from nodewalld.configuration.files import display, read_file
+from nodewalld.configuration.peers import network
+from nodewalld.configuration.reading import FieldError, Reading
+from nodewalld.configuration.tree import Node
+from nodewalld.core.config import Problem, SetFile, Where
+from nodewalld.core.words import Network
+
+_PLAIN = re.compile(r"[0-9.]+(?:/[0-9]+)?|[0-9A-Fa-f:.]+(?:/[0-9]+)?")
+"""What `ip_network` alone judges as `network` does; a file may have 100,000 of these."""
+
+
+def numbered(text: str) -> Iterator[tuple[int, str]]:
+    """Each entry of a set file with its line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        entry = line.partition("#")[0].strip()
+        if entry:
+            yield number, entry
+
+
+def networks_of(node: Node, reading: Reading) -> tuple[Network, ...]:
+    """What a set file holds; the node's value is its text and the node's place the file."""
+    found = []
+    for number, entry in numbered(str(node.value)):
+        try:
+            found.append(_network(entry, number, node, reading))
+        except FieldError as error:
+            reading.problems.append(error.problem)
+    return tuple(found)
+
+
+def _network(entry: str, number: int, node: Node, reading: Reading) -> Network:
+    if _PLAIN.fullmatch(entry):
+        try:
+            return ip_network(entry)
+        except ValueError:
+            pass  # `network` says why
+    return network(Node(entry, Where(node.where.file, number, node.where.rank), node.key), reading)
+
+
+def read_set(path: str, *, check_owner: bool = True) -> tuple[str, SetFile]:
+    """The text of a set file and what it holds. Raises ConfigError."""
+    shown = display(Path(path))
+    try:
+        text = read_file(Path(path), check_owner=check_owner)
+    except FileError as error:
+        problem = Problem(Where(shown, error.line or 1), error.key, error.message, error.cure)
+        raise ConfigError((problem,)) from error
+    reading = Reading((), lambda _: "", complete=True)
+    networks = networks_of(Node(text, Where(shown, 1), "entry"), reading)
+    if reading.problems:
+        raise ConfigError(tuple(reading.problems))
+    return text, SetFile(path, networks)
