@@ -6,13 +6,14 @@ file does not hide what is wrong in the others.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from nodewalld.configuration.errors import ConfigError, FileError
 from nodewalld.configuration.files import display, list_folder, read_file
 from nodewalld.configuration.locate import locate
+from nodewalld.configuration.reading import ReadSet
 from nodewalld.configuration.schema import judge
 from nodewalld.configuration.tree import Node, grow, merge
 from nodewalld.core.config import Config, Problem, Sources, Where
@@ -24,11 +25,16 @@ _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\
 _LONG_NUMBER = re.compile(r"[0-9][0-9_]{4000,}")
 
 
-def load(directory: Path, *, check_owner: bool = True) -> Config:
+def load(directory: Path, *, check_owner: bool = True, set_file: ReadSet | None = None) -> Config:
     """The configuration in a folder. Raises ConfigError.
 
-    With `check_owner`, files and folders are refused that others than root (or who runs this) can write.
+    With `check_owner`, files and folders are refused that others than root (or who runs this) can write. `set_file`
+    gives the texts of the files of sets, else they are read as well.
     """
+
+    def from_disk(path: str) -> str:
+        return read_file(Path(path), check_owner=check_owner)
+
     files, problems = _files(directory, check_owner)
     texts: dict[str, str] = {}
     for rank, path in enumerate(files):
@@ -36,7 +42,7 @@ def load(directory: Path, *, check_owner: bool = True) -> Config:
             texts[str(path)] = read_file(path, check_owner=check_owner)
         except FileError as error:
             problems.append(_problem(path, error, rank))
-    return _assemble(directory, texts, problems, lambda path: read_file(Path(path), check_owner=check_owner))
+    return _assemble(directory, texts, problems, set_file or from_disk)
 
 
 def recall(sources: Sources) -> Config:
@@ -50,9 +56,7 @@ def recall(sources: Sources) -> Config:
     return _assemble(Path(sources.directory), sources.texts, [], remembered)
 
 
-def _assemble(
-    directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: Callable[[str], str]
-) -> Config:
+def _assemble(directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: ReadSet) -> Config:
     root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
     for rank, (name, text) in enumerate(texts.items()):
         try:

@@ -4,7 +4,7 @@ Law: a file is taken whole or not at all, whoever reads it: a configuration, or 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -14,18 +14,11 @@ from nodewalld.configuration.peers import network
 from nodewalld.configuration.reading import FieldError, Reading
 from nodewalld.configuration.tree import Node
 from nodewalld.core.config import Problem, SetFile, Where
+from nodewalld.core.setbook import numbered
 from nodewalld.core.words import Network
 
 _PLAIN = re.compile(r"[0-9.]+(?:/[0-9]+)?|[0-9A-Fa-f:.]+(?:/[0-9]+)?")
 """What `ip_network` alone judges as `network` does; a file may have 100,000 of these."""
-
-
-def numbered(text: str) -> Iterator[tuple[int, str]]:
-    """Each entry of a set file with its line."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        entry = line.partition("#")[0].strip()
-        if entry:
-            yield number, entry
 
 
 def networks_of(node: Node, reading: Reading) -> tuple[Network, ...]:
@@ -48,11 +41,22 @@ def _network(entry: str, number: int, node: Node, reading: Reading) -> Network:
     return network(Node(entry, Where(node.where.file, number, node.where.rank), node.key), reading)
 
 
-def read_set(path: str, *, check_owner: bool = True) -> tuple[str, SetFile]:
-    """The text of a set file and what it holds. Raises ConfigError."""
+def typed_networks(words: Iterable[str]) -> tuple[tuple[Network, ...], tuple[str, ...]]:
+    """Addresses and CIDRs that somebody has typed, and what is wrong with the others."""
+    node, reading, found = Node("", Where("", 0), ""), Reading((), lambda _: "", complete=True), []
+    for word in words:
+        try:
+            found.append(_network(word, 0, node, reading))
+        except FieldError as error:
+            reading.problems.append(error.problem)
+    return tuple(found), tuple(f"{problem.message} ({problem.cure})" for problem in reading.problems)
+
+
+def read_set(path: str) -> tuple[str, SetFile]:
+    """The text of a set file that only root (or who runs this) can write, and what it holds. Raises ConfigError."""
     shown = display(Path(path))
     try:
-        text = read_file(Path(path), check_owner=check_owner)
+        text = read_file(Path(path), check_owner=True)
     except FileError as error:
         problem = Problem(Where(shown, error.line or 1), error.key, error.message, error.cure)
         raise ConfigError((problem,)) from error

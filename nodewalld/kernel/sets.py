@@ -164,26 +164,25 @@ class Sets:
                 break
         raise SetError(f"set {name} could not be loaded: {result.stderr.strip()}")
 
-    def change(self, name: str, family: Family, old: Iterable[Network], new: Iterable[Network]) -> None:
+    def change(self, name: str, family: Family, old: frozenset[Network], new: frozenset[Network]) -> None:
         """Give a set that holds `old` this content: a few entries one by one, all else as `replace` does, and raises.
 
         What stays is never missed; what comes is there before the first goes.
         """
-        before, after = _halved(old), _halved(new)
-        coming, going = after - before, before - after
+        coming, going = new - old, old - new
         existing = self.header(name)
         if (
             existing is None
-            or (existing.type_name, existing.family, existing.size) != (SET_TYPE, family, len(before))
+            or (existing.type_name, existing.family, existing.size) != (SET_TYPE, family, len(old))
             or len(coming) + len(going) > _FEW
-            or len(before) + len(coming) > existing.maxelem
+            or len(old) + len(coming) > existing.maxelem
         ):
             self.replace(name, family, new)
             return
         try:
             self._amend(_ADD, name, family, coming)
             self._amend(_DEL, name, family, going)
-        except NetlinkError:
+        except NetlinkError:  # such as for a /0, which is two entries
             self.replace(name, family, new)
 
     def _amend(self, command: int, name: str, family: Family, entries: Iterable[Network]) -> None:
