@@ -160,7 +160,6 @@ def test_a_set_file_is_followed_however_it_changes(house: Guarded, file: Path, w
     ]
     assert {event["kind"] for event in told} == {"set"}
     assert ask(daemon, "status")["config"] == loaded
-    assert no_drift(daemon)
 
 
 WAYS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -191,7 +190,6 @@ def test_a_file_that_becomes_bad_keeps_what_it_held_and_heals_by_itself(house: G
     becomes(house.node, SHUT)
     kinds = [event["kind"] for event in events(daemon) if event["time"] > since]
     assert (kinds.count("degraded"), kinds.count("recovered")) == (1, 1)
-    assert no_drift(daemon)
 
 
 def test_a_bad_file_at_the_start_leaves_what_was_good_before(house: Guarded, file: Path) -> None:

@@ -4,7 +4,7 @@ The loader (`nodewalld.configuration`) is the only maker of these; the meaning o
 `nodewalld.toml(5)` and in `docs/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -165,12 +165,16 @@ class SetEntry:
     where: Where
     added: tuple[Network, ...] = ()
 
+    def members(self) -> Iterator[Network]:
+        """All that it holds; what comes from several places comes several times."""
+        yield from (network for network, _ in self.entries)
+        yield from (network for file in self.files for network in file.networks)
+        yield from self.added
+
     @property
     def networks(self) -> tuple[Network, ...]:
         """All that it holds, each once."""
-        written = (network for network, _ in self.entries)
-        in_files = (network for file in self.files for network in file.networks)
-        return tuple(dict.fromkeys((*written, *in_files, *self.added)))
+        return tuple(dict.fromkeys(self.members()))
 
 
 @dataclass(frozen=True, slots=True)

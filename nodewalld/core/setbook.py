@@ -74,7 +74,7 @@ def with_file(config: Config, text: str, file: SetFile) -> Config:
 def moved(before: Config, after: Config) -> Iterator[tuple[str, int, int]]:
     """The sets that hold something else than before, each with how many entries came, and how many went."""
     for old, new in zip(before.sets, after.sets, strict=True):
-        was, now = frozenset(old.networks), frozenset(new.networks)
+        was, now = frozenset(old.members()), frozenset(new.members())
         if was != now:
             yield new.name, len(now - was), len(was - now)
 
