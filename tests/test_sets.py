@@ -265,13 +265,13 @@ def test_an_added_entry_is_in_force_at_once_and_gone_when_it_is_taken_out(house:
 def test_an_entry_with_a_time_goes_by_itself(house: Guarded) -> None:
     daemon = house.enforce(office())
     since = last_time(daemon)
-    change(daemon, "add", *RUN_TIME, seconds=1.5)
-    change(daemon, "add", "192.0.2.9", seconds=3600)
+    change(daemon, "add", *RUN_TIME, "192.0.2.9", seconds=3600)
     assert stranger(house.node) == OPEN
     value = json.loads(daemon.ctl("set", "list", "office", "--json").stdout)
     (one,) = [entry for entry in value["sets"][0]["entries"] if entry["entry"] == "192.0.2.9"]
     assert (one["source"], one["file"], one["line"], one["family"]) == ("run time", None, None, "ipv4")
     assert one["until"].endswith("Z")
+    change(daemon, "add", *RUN_TIME, seconds=0.1)
     becomes(house.node, SHUT)
     wait_events(daemon, lambda seen: "the time is over for 2 entries" in seen[-1]["message"], "set", since=since)
     assert listed(daemon) == ["192.0.2.9"]
@@ -281,10 +281,10 @@ def test_an_entry_with_a_time_goes_by_itself(house: Guarded) -> None:
 
 def test_a_time_ends_also_while_no_daemon_runs(house: Guarded) -> None:
     daemon = house.enforce(office())
-    change(daemon, "add", *RUN_TIME, seconds=1.0)
+    change(daemon, "add", *RUN_TIME, seconds=1.5)
     added = time.monotonic()
     with house.killed():
-        wait_for(lambda: time.monotonic() > added + 1.0)
+        wait_for(lambda: time.monotonic() > added + 1.5)
         daemon.start()
         daemon.wait_ready()
         assert stranger(house.node) == SHUT
