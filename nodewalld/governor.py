@@ -277,15 +277,16 @@ class Governor:
         if self.idle:
             raise Refused("nothing is enforced; `nodewallctl reload` first")
         before = self._book.additions
-        name, told = self._book.change(self.config, args)
+        told = self._book.change(self.config, args)
         try:
             cut = self._refill(strict=True)
         except KernelRefused as error:
             self._book.keep(before)
             raise Refused("the kernel refused it; the set is as before", error.problems) from error
-        self._tell_sets({name: told["what"]}, cut)
-        waiting = self.owed or self.paused_until is not None
-        return {"note": "it takes effect when the rules are in force again" if waiting else "", **told}
+        self._tell_sets({told["set"]: told["what"]}, cut)
+        if self.owed or self.paused_until is not None:
+            told["notes"].append("it takes effect when the rules are in force again")
+        return told
 
     def list_sets(self, name: object) -> list[dict[str, Any]]:
         """What sets hold; for any thread."""

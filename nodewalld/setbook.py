@@ -101,7 +101,7 @@ class SetBook:
 
     # Additions
 
-    def change(self, config: Config, args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    def change(self, config: Config, args: Mapping[str, Any]) -> dict[str, Any]:
         """Do what `set add` or `set del` asks, but for the kernel; what to tell of it. Raises Refused."""
         name, words, seconds = args.get("name"), args.get("addresses"), args.get("seconds")
         if not isinstance(name, str) or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
@@ -112,17 +112,20 @@ class SetBook:
         if problems or not networks:
             raise Refused("nothing was changed", _some(problems or ("no address was given",)))
         term = Term(self._store.clock() + seconds, float(seconds)) if seconds else None
+        notes: tuple[str, ...] = ()
         try:
             if args.get("action") == "add":
                 additions = setbook.add(config, self.additions, name, networks, term)
                 what = "added at run time" + (f" for {duration(seconds * 1000)}" if seconds else "")
             else:
                 additions, what = setbook.take_out(config, self.additions, name, networks), "taken out again"
+                notes = _some(setbook.still_held(config, name, networks))
         except Declined as declined:
             raise Refused(str(declined), _some(declined.problems)) from declined
+        if not self.keep(additions):
+            notes = (*notes, "the disk does not take it, so a restart loses it")
         number = len(set(networks))
-        told = {"set": name, "entries": number, "what": f"{_entries(number)} {what}"}
-        return name, told if self.keep(additions) else {**told, "note": "the disk does not take it; a restart loses it"}
+        return {"set": name, "entries": number, "what": f"{_entries(number)} {what}", "notes": list(notes)}
 
     def keep(self, additions: Additions) -> bool:
         """Remember exactly these; whether they are on the disk."""

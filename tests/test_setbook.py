@@ -25,6 +25,7 @@ from nodewalld.core.setbook import (
     filled,
     moved,
     next_end,
+    still_held,
     take_out,
     with_file,
     without_ended,
@@ -106,6 +107,15 @@ def test_only_what_was_added_is_taken_out_and_the_rest_is_told_with_its_place() 
         "198.51.100.1: was not added at run time",
         f"fd00::7: stands in {FILE}:4; take it out there",
     ]
+
+
+def test_what_is_taken_out_and_still_held_by_the_configuration_is_told() -> None:
+    asked = nets("192.0.2.7", "10.1.2.3", "198.51.100.1", "fd00::7", "fd00::8", "0.0.0.0/0")
+    assert still_held(config(), "office", asked) == (
+        f"192.0.2.7 is still in the set: 192.0.2.7 stands in {FILE}:2",
+        f"10.1.2.3 is still in the set: 10.0.0.0/8 stands in {TOML.file}:4",
+        f"fd00::7 is still in the set: fd00::7 stands in {FILE}:4",
+    )
 
 
 def test_a_set_that_is_not_there_is_told_with_what_there_is() -> None:

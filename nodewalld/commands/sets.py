@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, _tools: Tools) -> int:
         print_json(value)
     else:
         print(f"Set {printable(str(value['set']))}: {value['what']}.")
-        complain([f"note: {value['note']}"] if value.get("note") else [])
+        complain(f"note: {note}" for note in value.get("notes") or ())
     return GOOD
 
 

@@ -122,30 +122,46 @@ def take_out(
     config: Config, additions: Additions, name: str, networks: Iterable[Network]
 ) -> dict[str, Mapping[Network, Term | None]]:
     """The additions without these. Raises Declined, also for what the configuration itself holds."""
-    _set_of(config, name)
+    written = _Written(config, name)
     wanted, held = frozenset(networks), additions.get(name, {})
     strange = [network for network in wanted if network not in held]
     if strange:
-        written = [listed for listed in entries_of(config, additions, name) if listed.where]
         raise Declined("nothing was taken out", sorted(_not_added(network, written) for network in strange))
     return {**additions, name: {network: term for network, term in held.items() if network not in wanted}}
 
 
-def _not_added(network: Network, written: Iterable[Listed]) -> str:
+class _Written:
+    """What the configuration itself and its files hold in a set, and where. Raises Declined."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self._places = {listed.network: listed.where for listed in entries_of(config, {}, name) if listed.where}
+        self._lengths = sorted({network.prefixlen for network in self._places}, reverse=True)
+
+    def holder(self, network: Network) -> tuple[Network, str] | None:
+        """The closest entry that holds a network, and its place."""
+        for length in self._lengths:
+            if length <= network.prefixlen:
+                wide = network.supernet(new_prefix=length)
+                if where := self._places.get(wide):
+                    return wide, f"{where.file}:{where.line}"
+        return None
+
+
+def _not_added(network: Network, written: _Written) -> str:
     """Why it can't be taken out: whoever wrote it into a file would have it back at the next reload."""
-    covering = ""
-    for other in written:
-        place = f"{other.where.file}:{other.where.line}" if other.where else ""
-        if other.network == network:
-            return f"{shown(network)}: stands in {place}; take it out there"
-        if not covering and _covers(other.network, network):
-            covering = f" ({other.network} in {place} covers it)"
-    return f"{shown(network)}: was not added at run time{covering}"
+    wide, place = written.holder(network) or (None, "")
+    if wide == network:
+        return f"{shown(network)}: stands in {place}; take it out there"
+    return f"{shown(network)}: was not added at run time" + (f" ({wide} in {place} covers it)" if wide else "")
 
 
-def _covers(wide: Network, narrow: Network) -> bool:
-    same = wide.version == narrow.version and wide.prefixlen <= narrow.prefixlen
-    return same and narrow.network_address in wide
+def still_held(config: Config, name: str, networks: Iterable[Network]) -> tuple[str, ...]:
+    """Which of these the configuration holds as well: nothing changes for them when they are taken out."""
+    written = _Written(config, name)
+    held = ((network, holder) for network in dict.fromkeys(networks) if (holder := written.holder(network)))
+    return tuple(
+        f"{shown(network)} is still in the set: {shown(wide)} stands in {place}" for network, (wide, place) in held
+    )
 
 
 def shown(network: Network) -> str:
