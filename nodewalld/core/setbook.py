@@ -6,6 +6,7 @@ entries is granted whole, or declined with all that is wrong. Time is seconds of
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nodewalld.core.config import Config, SetEntry, SetFile, Where
 from nodewalld.core.words import Network
@@ -122,10 +123,11 @@ def take_out(
     config: Config, additions: Additions, name: str, networks: Iterable[Network]
 ) -> dict[str, Mapping[Network, Term | None]]:
     """The additions without these. Raises Declined, also for what the configuration itself holds."""
-    written = _Written(config, name)
+    _set_of(config, name)
     wanted, held = frozenset(networks), additions.get(name, {})
     strange = [network for network in wanted if network not in held]
     if strange:
+        written = _Written(config, name)
         raise Declined("nothing was taken out", sorted(_not_added(network, written) for network in strange))
     return {**additions, name: {network: term for network, term in held.items() if network not in wanted}}
 
@@ -134,17 +136,24 @@ class _Written:
     """What the configuration itself and its files hold in a set, and where. Raises Declined."""
 
     def __init__(self, config: Config, name: str) -> None:
-        self._places = {listed.network: listed.where for listed in entries_of(config, {}, name) if listed.where}
-        self._lengths = sorted({network.prefixlen for network in self._places}, reverse=True)
+        self._lines = entries_of(config, {}, name)
+        self._networks = frozenset(replace(_set_of(config, name), added=()).members())
+        self._lengths = sorted({network.prefixlen for network in self._networks}, reverse=True)
 
     def holder(self, network: Network) -> tuple[Network, str] | None:
         """The closest entry that holds a network, and its place."""
         for length in self._lengths:
             if length <= network.prefixlen:
                 wide = network.supernet(new_prefix=length)
-                if where := self._places.get(wide):
+                if wide in self._networks:
+                    where = self._places[wide]
                     return wide, f"{where.file}:{where.line}"
         return None
+
+    @cached_property
+    def _places(self) -> Mapping[Network, Where]:
+        """Made when it is needed: it takes as long as all the rest."""
+        return {listed.network: listed.where for listed in self._lines if listed.where}
 
 
 def _not_added(network: Network, written: _Written) -> str:
