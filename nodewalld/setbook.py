@@ -11,9 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nodewalld.configuration.errors import ConfigError
-from nodewalld.configuration.files import read_file
 from nodewalld.configuration.load import load
-from nodewalld.configuration.setfiles import read_set, typed_networks
+from nodewalld.configuration.setfiles import read_set, set_files, typed_networks
 from nodewalld.core import setbook
 from nodewalld.core.config import Config
 from nodewalld.core.decide import kernel_set_name
@@ -86,7 +85,7 @@ class SetBook:
                 return read_set(path)[0]
             except ConfigError as error:
                 if path not in kept:
-                    return read_file(Path(path), check_owner=True)  # the configuration's own words say what is wrong
+                    return set_files().read(Path(path), check_owner=True)  # as a reload would say what is wrong
                 bad.append(Found(path, problems=error.problems))
                 return kept[path]
 

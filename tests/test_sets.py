@@ -166,7 +166,7 @@ WAYS: dict[str, tuple[Callable[[Path], object], str]] = {
     "syntax": (lambda path: put(path, *RUN_TIME, "10.0.0.1/8"), ':3: entry: "10.0.0.1/8" has host bits set'),
     "others can write": (lambda path: path.chmod(0o666), ":1: file: can be written by others than root"),
     "missing": (lambda path: path.unlink(), ":1: file: does not exist"),
-    "too large": (lambda path: os.truncate(path, 9 << 20), ":1: file: is larger than 8 MiB"),
+    "too large": (lambda path: os.truncate(path, 65 << 20), ":1: file: is more than the 64 MiB"),
 }
 
 

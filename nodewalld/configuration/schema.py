@@ -19,6 +19,7 @@ from nodewalld.configuration.reading import (
     Section,
     Shape,
     T,
+    TooMany,
     listed,
     read_table,
     refuse_unknown,
@@ -40,7 +41,7 @@ from nodewalld.configuration.values import (
     resync,
 )
 from nodewalld.configuration.zones import SERVICE, ZONE, zones
-from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, SetFile, Where
+from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, SetFile, Where
 from nodewalld.core.words import Backend, Network
 
 RESERVED_SETS = (
@@ -129,22 +130,28 @@ def judge(root: Node, path: str, set_file: ReadSet, *, complete: bool = True) ->
     """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
+    try:
+        return _judge(top, path, root.where, reading), tuple(reading.problems)
+    except TooMany:
+        return Config(path), tuple(reading.problems)
+
+
+def _judge(top: dict[str, Node], path: str, place: Where, reading: Reading) -> Config:
     refuse_unknown(top, SECTIONS, reading)
-    daemon = _daemon(top, root.where, reading)
+    daemon = _daemon(top, place, reading)
     reading.families = daemon.families
-    config = Config(
+    return Config(
         path=path,
         daemon=daemon,
-        failsafe=_failsafe(top, root.where, reading),
+        failsafe=_failsafe(top, place, reading),
         sets=_sets(top, reading),
         ports=_entries(top, "port", entries.port, reading),
         forwards=_entries(top, "forward", entries.forward, reading),
         rules=_entries(top, "rule", entries.rule, reading),
-        jumps=_entries(top, "jump", entries.jump, reading),
+        jumps=_jumps(top, reading),
         zones=zones(top, reading),
         warnings=tuple(reading.warnings),
     )
-    return config, tuple(reading.problems)
 
 
 def _section(top: dict[str, Node], key: str, place: Where, reading: Reading) -> dict[str, Any]:
@@ -233,6 +240,20 @@ def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], readi
     return tuple(entry for found in reading.collect(reader, nodes) for entry in found)
 
 
+def _jumps(top: dict[str, Node], reading: Reading) -> tuple[JumpEntry, ...]:
+    """A jump stands exactly once: two places for it would be taken back and forth for ever."""
+    jumps = _entries(top, "jump", entries.jump, reading)
+    first: dict[tuple[str, ...], str] = {}
+    for jump in jumps:
+        for family in jump.families:
+            other = first.setdefault((family, jump.table, jump.from_chain, jump.to_chain), jump.name)
+            if other != jump.name:
+                message = f"is jumped to from {jump.from_chain} by {show(other)} already"
+                reading.note(Problem(jump.where, f"jump.{jump.name}.to", message, "one [[jump]], with one position"))
+                break
+    return jumps
+
+
 def _refuse_twice(named: Iterable[tuple[str, Node]], reading: Reading) -> None:
     """Names are unique ignoring case: who reads `Web` and `web` in a listing takes them for one thing."""
     first: dict[str, Node] = {}
@@ -249,8 +270,8 @@ _SET = Section(
     {
         "entries": Key(
             listed(_set_entry, example='["10.0.0.0/8"]'),
-            "addresses and CIDRs of both families. A family without any means nobody in that family. `0.0.0.0/0` and "
-            "`::/0` are taken",
+            "addresses and CIDRs of both families; an IPv4 address is not written as IPv6 (`::ffff:...`). A family "
+            "without any means nobody in that family. `0.0.0.0/0` and `::/0` are taken",
             default=[],
         ),
         "files": Key(

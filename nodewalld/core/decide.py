@@ -184,7 +184,7 @@ class _Decider:
             config.failsafe.ports,
             self._sources(config.failsafe.sources),
             tuple(self._judgement(entry) for entry in config.ports),
-            tuple(self._zone(entry) for entry in config.zones),
+            tuple(zone for entry in config.zones if (zone := self._zone(entry)).sources or zone.interfaces),
             tuple(decision for entry in config.forwards for decision in self._routed(entry)),
             tuple(self._rule(entry) for entry in config.rules if family in entry.families),
             tuple(self._reach(entry) for entry in config.jumps if family in entry.families),
