@@ -23,6 +23,7 @@ import nodewalld.configuration
 from nodewalld.configuration import load, reading, schema
 from nodewalld.configuration.errors import ConfigError
 from nodewalld.configuration.load import recall
+from nodewalld.configuration.setfiles import read_set
 from nodewalld.core.config import Config, Problem, Sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,6 +214,7 @@ def test_every_message_of_the_configuration_is_produced(tmp_path: Path, monkeypa
         folder = folder_of(tmp_path / f"fault{number}/etc")
         fault(folder)
         reached |= _lines_of(load.load, folder)
+    reached |= _lines_of(read_set, str(tmp_path / "missing"))
     reached |= _lines_of(recall, Sources("/x", {"/x/nodewalld.toml": '[set.s]\nfiles = ["/y"]'}, {}))
     with monkeypatch.context() as patch:
         folder = folder_of(tmp_path / "changing")

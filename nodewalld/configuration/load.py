@@ -6,22 +6,24 @@ file does not hide what is wrong in the others.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from nodewalld.configuration.errors import ConfigError, FileError
 from nodewalld.configuration.files import Allowance, display, list_folder
 from nodewalld.configuration.locate import locate
+from nodewalld.configuration.reading import ReadSet
 from nodewalld.configuration.schema import judge
+from nodewalld.configuration.setfiles import set_files
 from nodewalld.configuration.tree import Node, grow, merge
 from nodewalld.core.config import Config, Problem, Sources, Where
 
 MAIN_FILE = "nodewalld.toml"
 MORE_FILES = "conf.d"
 
-FILES_MAX, SETS_MAX = 8 << 20, 64 << 20
-"""How many bytes all files of a folder, and all set files that they name, may have."""
+FILES_MAX = 8 << 20
+"""How many bytes all files of a folder may have."""
 
 VALUES_MAX = 500_000
 """How many values all files of a folder may have: five bytes of text can cost a thousand bytes of memory."""
@@ -29,21 +31,26 @@ VALUES_MAX = 500_000
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
-def load(directory: Path, *, check_owner: bool = True) -> Config:
+def load(directory: Path, *, check_owner: bool = True, set_file: ReadSet | None = None) -> Config:
     """The configuration in a folder. Raises ConfigError.
 
-    With `check_owner`, files and folders are refused that others than root (or who runs this) can write.
+    With `check_owner`, files and folders are refused that others than root (or who runs this) can write. `set_file`
+    gives the texts of the files of sets, else they are read as well.
     """
+    of_sets = set_files()
+
+    def from_disk(path: str) -> str:
+        return of_sets.read(Path(path), check_owner=check_owner)
+
     files, problems = _files(directory, check_owner)
     texts: dict[str, str] = {}
     own = Allowance(FILES_MAX, "addresses can stand in the `files` of a set")
-    of_sets = Allowance(SETS_MAX, "networks instead of single addresses")
     for rank, path in enumerate(files):
         try:
             texts[str(path)] = own.read(path, check_owner=check_owner)
         except FileError as error:
             problems.append(_problem(path, error, rank))
-    return _assemble(directory, texts, problems, lambda path: of_sets.read(Path(path), check_owner=check_owner))
+    return _assemble(directory, texts, problems, set_file or from_disk)
 
 
 def recall(sources: Sources) -> Config:
@@ -57,9 +64,7 @@ def recall(sources: Sources) -> Config:
     return _assemble(Path(sources.directory), sources.texts, [], remembered)
 
 
-def _assemble(
-    directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: Callable[[str], str]
-) -> Config:
+def _assemble(directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: ReadSet) -> Config:
     root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
     room = VALUES_MAX
     for rank, (name, text) in enumerate(texts.items()):

@@ -36,7 +36,7 @@ PROBLEMS_MAX = 1000
 _NEAR_MAX = 1000  # among more words than these the one that was meant isn't looked for: it would take minutes
 _WORD_MAX = 60
 
-SetFile = Callable[[str], str]
+ReadSet = Callable[[str], str]
 """Gives the text of a set file; raises FileError when it can't be had."""
 
 
@@ -45,7 +45,7 @@ class Reading:
     """One reading: what the readers must know beyond their node, and all that they find."""
 
     set_names: Collection[str]
-    set_file: SetFile
+    set_file: ReadSet
     complete: bool
     """False when a file could not be read, so that a name that nobody defines may be defined there."""
     families: tuple[Family, ...] = tuple(Family)

@@ -1,6 +1,6 @@
 """From one tree to one `Config`: the tables of the top level, and names that must be unique.
 
-Law: a tree in, a value and problems out; no file is touched but through the hand that `SetFile` lends. The
+Law: a tree in, a value and problems out; no file is touched but through the hand that `ReadSet` lends. The
 value holds what could be read, and is to be thrown away when there are problems.
 """
 
@@ -15,8 +15,8 @@ from nodewalld.configuration.reading import (
     Key,
     Read,
     Reading,
+    ReadSet,
     Section,
-    SetFile,
     Shape,
     T,
     TooMany,
@@ -26,6 +26,7 @@ from nodewalld.configuration.reading import (
     table,
     takes,
 )
+from nodewalld.configuration.setfiles import networks_of
 from nodewalld.configuration.tree import Node, is_name, show
 from nodewalld.configuration.values import (
     NAME,
@@ -40,7 +41,7 @@ from nodewalld.configuration.values import (
     resync,
 )
 from nodewalld.configuration.zones import SERVICE, ZONE, zones
-from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, Where
+from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, SetFile, Where
 from nodewalld.core.words import Backend, Network
 
 RESERVED_SETS = (
@@ -125,7 +126,7 @@ _FAILSAFE = Section(
 )
 
 
-def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
+def judge(root: Node, path: str, set_file: ReadSet, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
     """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
@@ -203,15 +204,17 @@ def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
 
 
 def _set_fields(node: Node, reading: Reading) -> dict[str, Any]:
-    fields = read_table(node, _SET.keys, reading)
-    files = fields.get("files", ())
-    networks = (*fields.get("entries", ()), *(network for _, content in files for network in content))
-    return {"networks": tuple(dict.fromkeys(networks)), "files": tuple(path for path, _ in files)}
+    return {"entries": (), "files": ()} | read_table(node, _SET.keys, reading)
+
+
+@takes(network.schema)
+def _set_entry(node: Node, reading: Reading) -> tuple[Network, Where]:
+    return network(node, reading), node.where
 
 
 @takes(absolute_path.schema)
-def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
-    """A set file and what it holds: one address or CIDR a line, and comments."""
+def _set_file(node: Node, reading: Reading) -> SetFile:
+    """A set file and what it holds."""
     path = absolute_path(node, reading)
     try:
         content = reading.set_file(path)
@@ -221,9 +224,7 @@ def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
         raise FieldError(
             Node(path, Where(path, error.line, node.where.rank), node.key), error.message, error.cure
         ) from error
-    lines = enumerate((line.partition("#")[0].strip() for line in content.split("\n")), start=1)
-    nodes = (Node(line, Where(path, number, node.where.rank), node.key) for number, line in lines if line)
-    return path, reading.collect(network, nodes)
+    return SetFile(path, networks_of(Node(content, Where(path, 1, node.where.rank), node.key), reading))
 
 
 def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], reading: Reading) -> tuple[T, ...]:
@@ -268,15 +269,15 @@ _SET = Section(
     "Addresses under a name: one kernel ipset for each family",
     {
         "entries": Key(
-            listed(network, example='["10.0.0.0/8"]'),
+            listed(_set_entry, example='["10.0.0.0/8"]'),
             "addresses and CIDRs of both families; an IPv4 address is not written as IPv6 (`::ffff:...`). A family "
             "without any means nobody in that family. `0.0.0.0/0` and `::/0` are taken",
             default=[],
         ),
         "files": Key(
             listed(_set_file, example='["/etc/nodewalld/sets/extra.txt"]'),
-            "absolute paths of files with one address or CIDR a line, `#` begins a comment. Read at start "
-            "and at reload",
+            "absolute paths of files with one address or CIDR a line, `#` begins a comment. Followed while the daemon "
+            "runs",
             default=[],
         ),
     },

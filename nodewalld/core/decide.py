@@ -176,7 +176,7 @@ class _Decider:
     def decisions(self) -> Decisions:
         config, family = self.config, self.family
         services = self.node.service_addresses.get(family, ())
-        sets = [(kernel_set_name(s.name, family), self._own(s.networks)) for s in config.sets]
+        sets = [(kernel_set_name(s.name, family), self._own(s.members())) for s in config.sets]
         if services:
             sets.append((kernel_set_name(IPVS_SET, family), frozenset(map(ipaddress.ip_network, services))))
         return Decisions(
