@@ -24,6 +24,7 @@ from nodewalld.core.words import Network
 ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 """What "any" means in a list of those who may come."""
 
+_MAPPED = 96  # the length of ::ffff:0:0/96, in which RFC 4291 writes IPv4 addresses
 _ADDRESS_CURE = 'such as "10.0.0.1", "10.0.0.0/8" or "fd00::/64"'
 
 
@@ -44,6 +45,10 @@ def network(node: Node, reading: Reading) -> Network:
         loose = ip_network(written, strict=False)
     except ValueError:
         raise FieldError(node, f"{show(written)} is not an address or CIDR", _ADDRESS_CURE) from None
+    mapped = loose.network_address.ipv4_mapped if isinstance(loose, IPv6Network) else None
+    if mapped and loose.prefixlen >= _MAPPED:
+        plain = f"{mapped}/{loose.prefixlen - _MAPPED}" if slash else str(mapped)
+        raise FieldError(node, f"{show(written)} is an IPv4 address, and no IPv6 packet bears it", show(plain))
     if "%" in written:
         raise FieldError(node, f"{show(written)} names an interface", show(written.partition("%")[0]))
     if slash and not length.isdigit():

@@ -159,6 +159,7 @@ def _included(
 ) -> list[str]:
     """The zone itself and all that it includes, directly or not."""
     order = [called]
+    seen = {called}
     for each in order:
         for wanted in fields[each].get("include", ()):
             if wanted == called:
@@ -168,7 +169,8 @@ def _included(
                     near = nearest(wanted, nodes)
                     cure = f'did you mean "{near}"?' if near else f"define it as [zone.{wanted}]"
                     reading.refuse(_at(nodes[each], "include"), f"{show(wanted)} is not a zone", cure)
-            elif wanted not in order:
+            elif wanted not in seen:
+                seen.add(wanted)
                 order.append(wanted)
     return order
 
