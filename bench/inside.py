@@ -1,9 +1,9 @@
 """The process within a node that disturbs, observes and times: `python -m bench.inside COMMAND JSON`.
 
 Laws: one observer for both sides. It hears the end of each nf_tables transaction as nodewalld does, by a
-subscription of its own. What counts is the time between the foreign transaction and the one after which our jump is on top again, and
-that it is on top is read from the chain. It runs before all others on its processor, so that it hears in time. Every
-wait has an end.
+subscription of its own. What counts is the time between the foreign transaction and the one after which our jump is on
+top again, and that it is on top is read from the chain. It runs before all others on its processor, so that it hears in
+time. Every wait has an end.
 """
 
 import json

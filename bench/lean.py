@@ -34,7 +34,6 @@ def memory(stage: Stage, _scale: Scale) -> Outcome:
     """Resident memory, beside firewalld in the same node's kernel."""
     with Node("nft") as node:
         with stage.daemon(node, _hundred_rules()) as daemon:
-            time.sleep(2)  # its first full checks are over
             ours = resident_mib(daemon.pid)
         with _firewalld(node) as pid:
             theirs = resident_mib(pid)
@@ -133,7 +132,7 @@ def _firewalld(node: Node) -> Iterator[int]:
         wait_for(
             lambda: "firewalld" in node.run(["nft", "list", "tables"]).stdout, timeout=60, what="firewalld's rules"
         )
-        time.sleep(2)
+        time.sleep(1)  # it goes on reading for a moment
         yield inner_pid(process)
     finally:
         kill_entered(process)

@@ -43,8 +43,8 @@ TINY = Scale(
     crowd=100,
     sync=100,
     set_size=256,
-    seconds=1.2,
-    idle=1.0,
+    seconds=1.0,
+    idle=0.5,
     transactions=300,
     growth=(0, 100),
 )

@@ -14,6 +14,7 @@ from typing import Any
 from bench.crowd import sync
 from lab.daemon import Daemon
 from lab.node import BackendName, LabError, Node
+from nodewalld.service import client
 
 PORT = 31002
 """Guarded in mangle and, for routed packets, by the jump in filter FORWARD that the bench displaces."""
@@ -72,7 +73,7 @@ class Stage:
 
     @contextmanager
     def daemon(self, node: Node, config: str | dict[str, str]) -> Iterator[Daemon]:
-        """A nodewalld that is ready and at rest; afterwards it is stopped and its rules are taken out."""
+        """A nodewalld that is ready and at rest; afterwards its rules are taken out and it is stopped."""
         self._numbers += 1
         with Daemon(node, config, name=f"nodewalld-{self._numbers}") as daemon:
             daemon.wait_ready(timeout=120)
@@ -80,8 +81,8 @@ class Stage:
                 yield daemon
             finally:
                 if daemon.running:
+                    client.call(daemon.runtime_directory / "control.sock", {"command": "remove"}, _LIMIT)
                     daemon.stop()
-                    daemon.ctl("remove")
 
     def close(self) -> None:
         """Take all nodes away."""
