@@ -4,7 +4,9 @@ Law: what `ipaddress` does not take is no address; names are never looked up, fo
 for DNS.
 """
 
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from socket import AF_INET, inet_pton
 
 from nodewalld.configuration.reading import (
     FieldError,
@@ -24,6 +26,7 @@ from nodewalld.core.words import Network
 ANYWHERE: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 """What "any" means in a list of those who may come."""
 
+_LENGTHS = frozenset(map(str, range(33)))
 _ADDRESS_CURE = 'such as "10.0.0.1", "10.0.0.0/8" or "fd00::/64"'
 
 
@@ -36,6 +39,10 @@ def network(node: Node, reading: Reading) -> Network:
     """An address, as a network of one, or a CIDR."""
     written = text(node, reading, example=_ADDRESS_CURE)
     address, slash, length = written.partition("/")
+    if not slash or length in _LENGTHS:
+        # Most of a long list is IPv4 in its usual spelling; ip_network takes five times as long for it.
+        with suppress(OSError, ValueError):
+            return IPv4Network((inet_pton(AF_INET, address), int(length or 32)))
     if written.startswith("@"):
         raise FieldError(node, f"{show(written)} is a set, and sets have no place here", _ADDRESS_CURE)
     if written == "any":

@@ -72,6 +72,8 @@ def text(node: Node, _: Reading, *, example: str = '"..."') -> str:
     """A string, on one line and without control characters; the example is the cure for another type."""
     if not isinstance(node.value, str):
         raise FieldError(node, f"must be a string, not {node.kind}", example)
+    if node.value.isprintable():  # all but a few are
+        return node.value
     bad = next((char for char in node.value if unicodedata.category(char) in _UNPRINTABLE), None)
     if bad is not None:
         name = "a line break" if bad == "\n" else f"the control character {bad!r}"
