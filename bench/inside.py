@@ -70,16 +70,19 @@ class Observer:
 
     def repair(self, port: int) -> float:
         """Milliseconds from the transaction of that netlink port to the one that put our jump right."""
-        disturbed = 0.0
+        disturbed = answered = 0.0
         end = time.monotonic() + _PATIENCE
         while (left := end - time.monotonic()) > 0:
-            select.select([self._events], [], [], left)
+            # A look that failed because others wrote meanwhile is taken again soon; the time is that of the answer.
+            select.select([self._events], [], [], min(left, 0.001) if answered else left)
             heard, now = self._events.read(), time.monotonic()
             for event in heard.events:
                 if event.port_id == port:
                     disturbed = disturbed or now
-                elif disturbed and self._chain.right():
-                    return (now - disturbed) * 1000
+                elif disturbed:
+                    answered = now
+            if answered and self._chain.right():
+                return (answered - disturbed) * 1000
         raise NotRepairedError(f"after {_PATIENCE:g} s our jump is not on top of filter FORWARD again")
 
 
