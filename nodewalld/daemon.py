@@ -26,12 +26,14 @@ from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
 from nodewalld.desk import Desk
+from nodewalld.follower import Follower
 from nodewalld.governor import Governor
 from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
 from nodewalld.kernel.nftables import GenerationEvents
 from nodewalld.reconciler import Reconciler, Wake
+from nodewalld.service.additions import AdditionStore
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.heart import Heart
 from nodewalld.service.history import History
@@ -42,6 +44,7 @@ from nodewalld.service.notify import Notifier
 from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import LONGEST, Tenure
 from nodewalld.service.wire import Refused
+from nodewalld.setbook import SetBook
 
 LEGACY_LOOK = 1.0
 """Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
@@ -90,10 +93,11 @@ class Daemon:
         self._reconciler = Reconciler(
             environment=self._environment, state=state, runtime_dir=folders.runtime, record=self._record
         )
-        self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._record)
+        self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
+        self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._book, self._record)
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
-        self._desk = Desk(self._history, lambda: self.status, self._wake_up)
+        self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
         self._generations: GenerationEvents | None = None
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
@@ -120,6 +124,7 @@ class Daemon:
             stack.enter_context(self._heart)
             stack.enter_context(ControlServer(instance, self._desk.handle))
             self._start()
+            stack.enter_context(self._book)
             while not self._stopping.is_set():
                 self._turn()
             self._notifier.stopping("Stopping; the rules stay in the kernel")
@@ -204,6 +209,7 @@ class Daemon:
             self._reconciler.wake(wake)
         self._obey_signals()
         self._desk.work(self._obey)
+        self._governor.follow_files()
         self._keep_time()
 
     def _heard(self, noticed: float) -> Wake | None:
@@ -384,6 +390,8 @@ class Daemon:
                 return governor.begin_trial(directory, seconds, connection, yes=args.get("yes") is True)
             case "pause":
                 return governor.pause(_seconds(args))
+            case "set":
+                return governor.change_set(args)
         changes = {
             "confirm": governor.confirm,
             "revert": governor.revert,

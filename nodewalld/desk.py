@@ -16,7 +16,7 @@ from nodewalld.service.control import Request
 from nodewalld.service.history import History
 from nodewalld.service.wire import Refused
 
-CHANGES = frozenset({"reload", "try", "confirm", "revert", "pause", "resume", "remove"})
+CHANGES = frozenset({"reload", "try", "confirm", "revert", "pause", "resume", "remove", "set"})
 """Commands that change something."""
 
 _TIMEOUT = 120.0
@@ -31,10 +31,16 @@ class _Asked:
 
 
 class Desk:
-    """`status` gives the present one; `ring` wakes the loop."""
+    """`status` gives the present one, `sets` what sets hold (of a name, or None for all); `ring` wakes the loop."""
 
-    def __init__(self, history: History, status: Callable[[], Status], ring: Callable[[], None]) -> None:
-        self._history, self._status, self._ring = history, status, ring
+    def __init__(
+        self,
+        history: History,
+        status: Callable[[], Status],
+        sets: Callable[[object], list[dict[str, Any]]],
+        ring: Callable[[], None],
+    ) -> None:
+        self._history, self._status, self._sets, self._ring = history, status, sets, ring
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
 
     def handle(self, request: Request) -> Any:
@@ -43,6 +49,8 @@ class Desk:
             return self._status().to_json()
         if request.command == "history":
             return self._tell_history(request)
+        if request.command == "sets":
+            return self._sets(request.args.get("name"))
         if request.command in CHANGES:
             return self._hand_over(request)
         raise Refused(f"there is no command {request.command}")

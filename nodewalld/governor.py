@@ -5,8 +5,8 @@ nothing. A trial and a pause end by themselves, in this daemon or its successor.
 is done.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from nodewalld.configuration.load import load, recall
 from nodewalld.core.config import Config, Sources
 from nodewalld.core.events import Event, Kind, duration
 from nodewalld.core.lockout import Connection, lockouts
+from nodewalld.core.setbook import moved, with_file
 from nodewalld.kernel.firewall import FirewallError
 from nodewalld.reconciler import Reconciler
 from nodewalld.reconciler import Refused as KernelRefused
 from nodewalld.service.tenure import Tenure
 from nodewalld.service.wire import Refused
+from nodewalld.setbook import SetBook
 
 _log = structlog.get_logger(__name__)
 
@@ -40,9 +42,10 @@ class Governor:
     """Takes what people ask for; for the thread of the loop. Raises wire.Refused, with problems, to say no."""
 
     def __init__(
-        self, directory: Path, reconciler: Reconciler, tenure: Tenure, record: Callable[[Event], None]
+        self, directory: Path, reconciler: Reconciler, tenure: Tenure, book: SetBook, record: Callable[[Event], None]
     ) -> None:
         self._directory, self._reconciler, self._tenure, self._record = directory, reconciler, tenure, record
+        self._book = book
         self.config = Config(str(directory))
         self.generation = 0
         self.loaded_at = datetime.now(UTC)
@@ -60,6 +63,10 @@ class Governor:
         """Decide what to begin with. Raises ConfigError when there is nothing good to enforce."""
         self.paused_until = self._tenure.pause
         self.config = self._choose_from_folder()
+        self._choose_trial()
+        self._follow()
+
+    def _choose_trial(self) -> None:
         stored = self._tenure.trial
         if stored is None:
             return
@@ -76,7 +83,7 @@ class Governor:
     def _choose_from_folder(self) -> Config:
         good = self._tenure.good
         try:
-            config = load(self._directory)
+            config = self._book.load(self._directory, good.sources.sets if good else {})
         except ConfigError as error:
             kept = _recalled(good.sources) if good else None
             if good is None or kept is None:
@@ -96,11 +103,12 @@ class Governor:
     def start(self) -> None:
         """Try to bring the chosen configuration into force; while it is `owed`, `error` tells what is in the way."""
         self.generation = max(self.generation, 1)
+        self._tell_sets(self._book.expire())
         if self.paused_until is not None:
             return
         self.owed = True
         try:
-            self._reconciler.enforce(self.config, strict=False)
+            self._reconciler.enforce(self._book.filled(self.config), strict=False)
         except (FirewallError, KernelRefused, OSError) as error:
             self.error = str(error)
             return
@@ -114,8 +122,15 @@ class Governor:
     def note_good(self) -> None:
         """Remember what is wholly in force, now or since what was in its way has gone, as the last good one."""
         if self._noted is not self.config and self.trial is None and not self.owed and self._reconciler.in_force:
-            self._tenure.enforced(self.config.sources)
-            self._noted = self.config
+            self._is_good(self.config)
+
+    def _is_good(self, config: Config) -> tuple[str, ...]:
+        """A configuration is in force for good; what was dropped of the sets that it doesn't have."""
+        self._tenure.enforced(config.sources)
+        self._noted = config
+        dropped = self._book.keep_only(config)
+        self._tell_sets(dropped)
+        return tuple(f"set {name}: {what}" for name, what in dropped.items())
 
     # What people ask for
 
@@ -133,10 +148,14 @@ class Governor:
         self._tenure.end_trial(confirmed=True)
         self._tenure.forgive()
         self.trial, self.fallback = None, ""
-        self._tenure.enforced(config.sources)
         self._tell(Kind.RELOAD, "the configuration was reloaded" + ("" if changed else "; nothing had to change"))
-        shut = self._shut(config, connection)
-        return {"generation": self.generation, "changed": changed, "warnings": list(shut)}
+        self._follow(fresh=True)
+        dropped = self._is_good(config)
+        return {
+            "generation": self.generation,
+            "changed": changed,
+            "warnings": [*self._shut(config, connection), *dropped],
+        }
 
     def begin_trial(
         self, directory: Path, seconds: float, connection: Connection | None, *, yes: bool
@@ -164,6 +183,7 @@ class Governor:
             self._tenure.end_trial(confirmed=True)
             raise
         self.trial = Trial(config, before, until)
+        self._follow(fresh=True)
         self._tell(Kind.RELOAD, f"{directory} is on trial for {duration(seconds * 1000)}, until it is confirmed")
         return {"generation": self.generation, "until": self._wall(until), "warnings": list(shut)}
 
@@ -174,6 +194,7 @@ class Governor:
         self._tenure.end_trial(confirmed=True)
         self.trial, self.fallback, self.error = None, "", ""
         self._tell(Kind.RELOAD, "the configuration on trial was confirmed")
+        self._follow()
         elsewhere = trial.config.path != str(self._directory)
         note = f"copy it to {self._directory}, or the next reload or restart takes what is there" if elsewhere else ""
         return {"generation": self.generation, "note": note}
@@ -184,6 +205,7 @@ class Governor:
         self._tenure.end_trial(confirmed=False)
         self.trial = None
         self._took(trial.before)
+        self._follow()
         self.start()
         self._tell(Kind.RELOAD, f"{why}: the configuration before it is enforced again")
         return {"generation": self.generation}
@@ -221,6 +243,7 @@ class Governor:
         self._tenure.end_trial(confirmed=True)
         self.paused_until, self.trial = None, None
         self.idle, self.owed = True, False
+        self._book.forget()
         removed = self._remove_all()
         self._tell(Kind.REMOVE, f"all rules were taken out of the kernel: {removed['rules']} rules")
         return {"removed": removed}
@@ -231,6 +254,58 @@ class Governor:
         except KernelRefused as error:
             raise Refused("some of our rules could not be taken out and are still there", error.problems) from error
 
+    # The content of sets
+
+    def follow_files(self) -> None:
+        """Bring into force what the files of sets hold now."""
+        before = self.config
+        for found in self._book.take():
+            if found.file:
+                self.config = with_file(self.config, found.text, found.file)
+                if self.trial:
+                    past = with_file(self.trial.before, found.text, found.file)
+                    self.trial = replace(self.trial, config=self.config, before=past)
+        if self.config is not before:
+            changes = {
+                name: f"its files changed: {came} came, {went} went" for name, came, went in moved(before, self.config)
+            }
+            if changes:
+                self._tell_sets(changes, self._refill(strict=False))
+
+    def change_set(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Add entries to a set, or take such out again."""
+        if self.idle:
+            raise Refused("nothing is enforced; `nodewallctl reload` first")
+        before = self._book.additions
+        told = self._book.change(self.config, args)
+        try:
+            cut = self._refill(strict=True)
+        except KernelRefused as error:
+            self._book.keep(before)
+            raise Refused("the kernel refused it; the set is as before", error.problems) from error
+        self._tell_sets({told["set"]: told["what"]}, cut)
+        if self.owed or self.paused_until is not None:
+            told["notes"].append("it takes effect when the rules are in force again")
+        return told
+
+    def list_sets(self, name: object) -> list[dict[str, Any]]:
+        """What sets hold; for any thread."""
+        return self._book.listing(self.config, name)
+
+    def _refill(self, *, strict: bool) -> int:
+        """Returns the number of flows that were cut. What is owed comes into force whole, and with it the sets."""
+        return 0 if self.owed else self._reconciler.refill(self._book.filled(self.config), strict=strict)
+
+    def _follow(self, *, fresh: bool = False) -> None:
+        self._book.follow((self.config, self.trial.before) if self.trial else (self.config,), fresh=fresh)
+
+    def _tell_sets(self, changes: Mapping[str, str], flows_cut: int = 0) -> None:
+        """One event for each set; the flows that were cut are told with the first."""
+        for name, what in changes.items():
+            told = Event(time=datetime.now(UTC), kind=Kind.SET, what=f"set {name}: {what}", entries=(f"set/{name}",))
+            self._record(replace(told, flows_deleted=flows_cut))
+            flows_cut = 0
+
     # Time
 
     @property
@@ -238,11 +313,15 @@ class Governor:
         """In how many seconds something ends by itself; infinity when nothing does."""
         ends = [self.trial.until] if self.trial else []
         ends += [self.paused_until] if self.paused_until is not None else []
-        return min(ends) - self._tenure.clock() if ends else float("inf")
+        ending = min(ends) - self._tenure.clock() if ends else float("inf")
+        return min(ending, self._book.due)
 
     def expire(self) -> None:
         """End what is over."""
         now = self._tenure.clock()
+        if self._book.due <= 0:
+            over = self._book.expire()
+            self._tell_sets(over, self._refill(strict=False))
         if self.trial and now >= self.trial.until:
             self.revert("the trial was not confirmed in time")
         if self.paused_until is not None and now >= self.paused_until:
@@ -253,7 +332,7 @@ class Governor:
     def _enforce(self, config: Config) -> bool:
         """All or nothing. Raises Refused."""
         try:
-            changed = self._reconciler.enforce(config)
+            changed = self._reconciler.enforce(self._book.filled(config))
         except KernelRefused as error:
             raise Refused("the kernel refused the configuration; the old rules stand", error.problems) from error
         except (FirewallError, OSError) as error:
@@ -263,7 +342,9 @@ class Governor:
 
     def _shut(self, config: Config, connection: Connection | None) -> tuple[str, ...]:
         """What of a configuration shuts the connection that asks for it."""
-        return tuple(map(str, lockouts(config, self._reconciler.environment(), connection))) if connection else ()
+        if connection is None:
+            return ()
+        return tuple(map(str, lockouts(self._book.filled(config), self._reconciler.environment(), connection)))
 
     def _took(self, config: Config) -> None:
         self.config, self.error, self.idle, self.owed = config, "", False, False
@@ -285,11 +366,11 @@ class Governor:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What of the choice itself is worth a person's attention."""
+        """What of the choice itself, and of the files of sets, is worth a person's attention."""
         told = [self.fallback] if self.fallback else []
         if self.error and self.owed:
             told.append(self.error)
-        return tuple(told)
+        return (*told, *self._book.reasons)
 
     @property
     def note(self) -> str:

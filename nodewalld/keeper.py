@@ -1,13 +1,15 @@
 """Keeps the content of our ipsets. The kernel tells of no change, so they are looked at when somebody asks.
 
-Law: a set is replaced whole, by a swap; one that rules refer to is never seen empty or half full.
+Law: a set is replaced whole, by a swap, or changed by the few entries that come and go; one that rules refer to is
+never seen empty or half full.
 """
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from nodewalld.core.desired import DesiredSet
+from nodewalld.core.desired import Desired, DesiredSet
 from nodewalld.core.events import Event, Kind, Reason
 from nodewalld.core.plan import Change
 from nodewalld.kernel.process import ProgramError
@@ -65,6 +67,34 @@ class SetKeeper:
         if not self.errors:
             self._sound = started
         return tuple(repairs)
+
+    def refill(self, old: Iterable[Desired], new: Iterable[Desired], *, strict: bool) -> None:
+        """Give the sets that are to hold something else than before their new content.
+
+        Strict: raises SetError, ProgramError or OSError at the first that fails, and puts the others back. Otherwise
+        `errors` tell.
+        """
+        before = {entry.name: entry for desired in old for entry in desired.sets}
+        done: list[tuple[DesiredSet, DesiredSet]] = []
+        for entry in (entry for desired in new for entry in desired.sets):
+            was = before.get(entry.name, DesiredSet(entry.name, entry.family, frozenset()))
+            if was.networks == entry.networks:
+                continue
+            try:
+                self._sets.change(entry.name, entry.family, was.networks, entry.networks)
+            except (SetError, ProgramError, OSError) as error:
+                if strict:
+                    self._put_back(done)
+                    raise
+                self.errors[entry.name] = str(error)
+            else:
+                self.errors.pop(entry.name, None)
+                done.append((was, entry))
+
+    def _put_back(self, done: Iterable[tuple[DesiredSet, DesiredSet]]) -> None:
+        for was, now in done:
+            with suppress(SetError, ProgramError, OSError):  # then the next `sync` does it
+                self._sets.change(was.name, was.family, now.networks, was.networks)
 
     def _sync_one(self, entry: DesiredSet) -> Change | None:
         """Bring one set to its content; what was wrong, or None."""

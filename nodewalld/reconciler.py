@@ -8,12 +8,13 @@ Laws:
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+from nodewalld.core.blame import blame, contended, subjects
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
@@ -161,7 +162,7 @@ class Reconciler:
                         family=family,
                         table=table,
                         chain=chain,
-                        what=_contended(table, chain, by, contest.wait),
+                        what=contended(table, chain, by, contest.wait),
                         repairs=contest.moves,
                         since=wall - timedelta(seconds=now - contest.since),
                         by=by,
@@ -211,6 +212,25 @@ class Reconciler:
         self._memory.backend = world.backend
         self.flows_cut = self._cutter.cut(world.decisions)
         return changed
+
+    def refill(self, config: Config, *, strict: bool) -> int:
+        """Bring other contents of the sets into force, in a configuration that is the same otherwise; touch no rule.
+
+        Returns how many flows were cut. Strict: raises Refused and leaves what was.
+        """
+        if (world := self._world) is None:
+            return 0
+        decisions = {family: decide(config, family, self._env) for family in world.guards}
+        old = {family: guard.desired for family, guard in world.guards.items()}
+        new = {family: replace(old[family], sets=render(decided).sets) for family, decided in decisions.items()}
+        try:
+            self._keeper.refill(old.values(), new.values(), strict=strict)
+        except (SetError, ProgramError, OSError) as error:
+            raise Refused([str(error)]) from error
+        for family, guard in world.guards.items():
+            guard.desired = new[family]
+        world.decisions, self.config = decisions, config
+        return self._cutter.cut(decisions)
 
     def _open(self, backend: Backend, families: Iterable[Family], old: _World | None) -> _World:
         prints = self._memory.prints(backend)
@@ -273,7 +293,9 @@ class Reconciler:
         """Take our rules out of guards that are no longer used (another backend, a family given up)."""
         for family, guard in old.guards.items():
             if new.guards.get(family) is not guard:
-                self._settle_all(_World(old.backend, {family: guard}), {family: _empty(family)}, strict=False)
+                self._settle_all(
+                    _World(old.backend, {family: guard}), {family: Desired(family, {}, (), ())}, strict=False
+                )
                 guard.firewall.close()
 
     # Noticing
@@ -356,7 +378,7 @@ class Reconciler:
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
-        by = _blame(wake.culprits, guard.family)
+        by = blame(wake.culprits, guard.family)
         for change in settled.changes:
             if change.reason is Reason.DISPLACED:
                 self._takers[guard.family, settled.table, change.chain] = by
@@ -370,7 +392,7 @@ class Reconciler:
             Event(
                 time=datetime.now(UTC),
                 kind=Kind.REPAIR,
-                what=f"put right {_subjects(changes)}",
+                what=f"put right {subjects(changes)}",
                 family=guard.family,
                 table=settled.table,
                 chain=changes[0].chain,
@@ -425,26 +447,3 @@ def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewa
     if backend is Backend.NFT:
         return NftFirewall(family, NftablesReader())
     return LegacyFirewall(family, runtime_dir / "xtables.lock", LOCK_TIMEOUT)
-
-
-def _empty(family: Family) -> Desired:
-    return Desired(family, {}, (), ())
-
-
-def _blame(culprits: Sequence[Culprit], family: Family) -> Culprit | None:
-    """The last writer whose tool can have written to this family; several may have written before we looked."""
-    other = (Family.IPV6 if family is Family.IPV4 else Family.IPV4).tool
-    fitting = [culprit for culprit in culprits if not culprit.comm.startswith(other)]
-    return next(iter((fitting or list(culprits))[-1:]), None)
-
-
-def _contended(table: Table, chain: str, by: Culprit | None, wait: float) -> str:
-    who = f"{by.name} takes" if by else "another program takes"
-    return (
-        f"{who} the place of our jump in {table} {chain} again and again; we now put it back every {wait:g} s. "
-        'Position "early", Calico\'s ChainInsertMode: Append, or a rule in mangle instead would end it'
-    )
-
-
-def _subjects(changes: list[Change]) -> str:
-    return changes[0].subject if len(changes) == 1 else f"{changes[0].subject} and {len(changes) - 1} more"

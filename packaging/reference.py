@@ -28,11 +28,16 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """What makes a shell ("bash" or "zsh") complete a program's words, and folders where it wants one."""
-    for one in (parser, *(inner for _, _, inner in commands(parser))):
-        for action in one._actions:
-            if action.metavar == "DIR":
-                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    _complete_folders(parser)
     return str(shtab.complete(parser, shell))
+
+
+def _complete_folders(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if action.metavar == "DIR":
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    for _, _, inner in commands(parser):
+        _complete_folders(inner)
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
@@ -52,13 +57,16 @@ def options_section(parser: argparse.ArgumentParser, without: frozenset[str] = f
 def commands_section(parser: argparse.ArgumentParser) -> str:
     """A heading for each command, with its synopsis, text, own options and examples."""
     shared = frozenset(name for action in parser._actions for name in action.option_strings)
-    parts = []
+    return "\n".join(_sections(parser, "", shared))
+
+
+def _sections(parser: argparse.ArgumentParser, prefix: str, shared: frozenset[str]) -> Iterator[str]:
     for name, _, inner in commands(parser):
-        words = [f"**{name}**", *(_bracketed(action) for action in _options(inner, shared))]
+        words = [f"**{prefix}{name}**", *(_bracketed(action) for action in _options(inner, shared))]
         examples = [line for line in (inner.epilog or "").splitlines() if line.startswith("  ")]
         text = [f"## {' '.join(words)}", inner.description or "", "", options_section(inner, shared)]
-        parts.append("\n".join([*text, "Examples:", "", "```", *(line.strip() for line in examples), "```", ""]))
-    return "\n".join(parts)
+        yield "\n".join([*text, "Examples:", "", "```", *(line.strip() for line in examples), "```", ""])
+        yield from _sections(inner, f"{name} ", shared)
 
 
 def _options(parser: argparse.ArgumentParser, without: frozenset[str]) -> Iterator[argparse.Action]:
@@ -73,7 +81,7 @@ def _bracketed(action: argparse.Action) -> str:
 
 
 def _shown(action: argparse.Action) -> str:
-    value = "" if action.nargs == 0 else f"*{action.metavar or action.dest}*"
+    value = "" if action.nargs == 0 else f"*{action.metavar or action.dest}*" + "..." * (action.nargs == "+")
     return ", ".join(f"**{name}** {value}".rstrip() for name in action.option_strings) or value
 
 

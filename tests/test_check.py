@@ -208,3 +208,11 @@ def unprivileged(node: Node, args: list[str], code: Path) -> subprocess.Complete
     site = [path for path in sys.path if path.endswith("site-packages")]
     env = {"PYTHONPATH": ":".join([str(code), *site]), "HOME": "/nonexistent"}
     return node.run(command, check=False, env=env)
+
+
+@pytest.mark.parametrize("member", ['sources = ["10.0.0.0/8"]', 'sources = ["fd00::/8"]', ""], ids=["v4", "v6", "none"])
+def test_a_zone_without_members_in_a_family_keeps_nothing_from_being_taken(tried: Daemon, member: str) -> None:
+    tried.configure(f'{head(tried.node.backend)}[zone.trusted]\n{member}\ntarget = "accept"\n')
+    result = tried.ctl("check", "--json")
+    assert result.returncode == 0, result.stdout
+    assert json.loads(result.stdout)["tried"]

@@ -33,6 +33,7 @@ from nodewalld.core.config import (
     RuleEntry,
     Selector,
     SetEntry,
+    SetFile,
     SetRef,
     Where,
 )
@@ -105,7 +106,7 @@ ONCE = [
     ("zone.a = 3", "1: zone.a: must be a table, not a number ([zone.a])"),
     (f"[daemon]\nx = {'9' * 5000}", "2: syntax: holds a number that is too long"),
     (f"[daemon]\nx = {'[' * 900}{']' * 900}", "1: file: is nested too deeply"),
-    (f"[daemon]\nmark = 0x{'f' * 9000}", "2: daemon.mark: this number is not exactly one of 32 bits"),
+    (f"[daemon]\nmark = 0x{'f' * 3000}", "2: daemon.mark: this number is not exactly one of 32 bits"),
 ]
 
 
@@ -126,16 +127,20 @@ def test_the_contracts_example_means_what_the_contract_says(write: Write, tmp_pa
     file = str(folder / "nodewalld.toml")
     nodes = SetRef("cluster_nodes")
     lines = {line.split("#")[0].strip(): number for number, line in enumerate(text.splitlines(), start=1)}
-    networks = ("172.18.10.1", "172.18.10.2", "172.18.10.3", "fd00:18::/64", "192.0.2.0/24", "2001:db8::1")
-    assert load(folder) == Config(
+    written = Where(file, next(number for line, number in lines.items() if line.startswith("entries")))
+    entries = ("172.18.10.1", "172.18.10.2", "172.18.10.3", "fd00:18::/64")
+    in_file = ("192.0.2.0/24", "2001:db8::1", "172.18.10.1")
+    config = load(folder)
+    assert config.sets[0].networks == tuple(map(ip_network, (*entries, *in_file[:2])))
+    assert config == Config(
         path=str(folder),
         daemon=DaemonConfig(),
         failsafe=Failsafe(),
         sets=(
             SetEntry(
                 "cluster_nodes",
-                tuple(ip_network(network) for network in networks),
-                (str(extra),),
+                tuple((ip_network(network), written) for network in entries),
+                (SetFile(str(extra), tuple(map(ip_network, in_file))),),
                 Where(file, lines["[set.cluster_nodes]"]),
             ),
         ),
@@ -404,7 +409,7 @@ def test_an_empty_list_adds_nothing_to_entries_of_other_files(write: Write) -> N
 
 
 def test_a_name_taken_in_another_file_names_both_places(write: Write) -> None:
-    jump = "[[jump]]\nname = '{}'\ntable = 'nat'\nfrom = 'OUTPUT'\nto = 'X'\n"
+    jump = "[[jump]]\nname = '{0}'\ntable = 'nat'\nfrom = 'OUTPUT'\nto = '{0}'\n"
     folder = write(jump.format("Same"), a="\n" + jump.format("same"))
     with pytest.raises(ConfigError) as caught:
         load(folder)

@@ -24,9 +24,11 @@ LAYERS = {
     "cutter": {"core", "kernel"},
     "removal": {"core", "kernel", "guard", "memory"},
     "reconciler": {"core", "kernel", "service", "guard", "memory", "keeper", "cutter", "removal"},
-    "governor": {"core", "configuration", "kernel", "service", "reconciler"},
+    "follower": {"core", "configuration"},
+    "setbook": {"core", "configuration", "service", "follower"},
+    "governor": {"core", "configuration", "kernel", "service", "reconciler", "setbook"},
     "desk": {"core", "service"},
-    "daemon": {"core", "configuration", "kernel", "service", "reconciler", "governor", "desk"},
+    "daemon": {"core", "configuration", "kernel", "service", "reconciler", "follower", "setbook", "governor", "desk"},
     "commands": {"core", "configuration", "importing", "kernel", "service", "guard", "memory", "reconciler", "daemon"},
 }
 

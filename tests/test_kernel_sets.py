@@ -120,6 +120,52 @@ def test_nobody_ever_sees_a_set_half_full() -> None:
         assert sets.holds("known", everyone + many)
 
 
+def never(_words: list[str], **_: object) -> Result:
+    raise AssertionError("a few entries start no program")
+
+
+@in_own_namespace
+def test_a_few_entries_of_a_set_change_without_a_program() -> None:
+    for family, old, new in (
+        (V4, nets("10.0.0.0/8", "192.0.2.1/32"), nets("10.0.0.0/8", "192.0.2.2/32", "198.51.100.0/24")),
+        (V6, nets("fd00::/8"), nets("fd00::/8", "2001:db8::1/128")),
+    ):
+        with Sets() as filled:
+            filled.replace("some", family, old)
+        with Sets(never) as sets:
+            sets.change("some", family, frozenset(old), frozenset(new))
+            assert sets.holds("some", new)
+            sets.change("some", family, frozenset(new), frozenset(old))
+            assert sets.holds("some", old)
+            sets.change("some", family, frozenset(old), frozenset(old))
+            sets.destroy("some")
+
+
+@in_own_namespace
+def test_a_set_that_cannot_be_changed_a_little_is_replaced() -> None:
+    """It is full, has lost its content, is not there, or the change is no small one."""
+    many = [ip_network((0x0A000000 + number * 256, 24)) for number in range(600)]
+    everywhere = nets("0.0.0.0/0", "10.0.0.0/24", "0.0.0.0/1")
+    with Sets() as sets:
+
+        def becomes(old: list[Network], new: list[Network]) -> bool:
+            sets.change("mine", V4, frozenset(old), frozenset(new))
+            return sets.holds("mine", new)
+
+        argv("ipset create mine hash:net maxelem 2".split())
+        argv("ipset add mine 10.0.0.0/24".split())
+        assert becomes(many[:1], many[:3])
+        sh("ipset flush mine")
+        assert becomes(many[:3], many[:4])
+        sets.destroy("mine")
+        assert becomes(many[:4], many[:5])
+        assert becomes(many[:5], many)
+        assert becomes(many, everywhere)
+        assert becomes(everywhere, many[:2])
+        assert becomes(many[:2], everywhere[:2])
+        assert becomes(everywhere[:2], everywhere)
+
+
 @in_own_namespace
 def test_leftovers_of_a_killed_load_do_not_matter() -> None:
     with Sets() as sets:

@@ -363,29 +363,6 @@ def test_the_node_itself_is_allowed_by_its_own_address(guarded: Guarded, family:
 FAILSAFE = '[[port]]\nname = "low"\nports = ["1-1024"]\nprotocol = ["tcp", "udp"]\naction = "{action}"\n'
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_no_port_entry_shuts_the_failsafe(guarded: Guarded, action: str) -> None:
-    serve(guarded.node, "node", tcp=[23])
-    guarded.enforce(FAILSAFE.format(action=action))
-    for family in FAMILIES:
-        expect(
-            guarded.node,
-            {
-                "ssh": (dial(STRANGER, family, NODE, 22), OPEN),
-                "telnet": (dial(STRANGER, family, NODE, 23), SHUT[action]),
-            },
-        )
-    guarded.enforce(f"[failsafe]\nfrom = {both(ALLOWED)}\n" + FAILSAFE.format(action=action))
-    for family in FAMILIES:
-        expect(
-            guarded.node,
-            {
-                "administrator": (dial(ALLOWED, family, NODE, 22), OPEN),
-                "stranger": (dial(STRANGER, family, NODE, 22), SHUT[action]),
-            },
-        )
-
-
 def test_an_open_ssh_session_survives_everything(laboratory: None, backend: BackendName) -> None:
     with Node(backend) as node:
         serve(node, "node", tcp=[22])

@@ -18,6 +18,7 @@ from packets import (
     eventually,
     expect,
     iptables,
+    verdicts,
 )
 
 from lab.node import (
@@ -32,7 +33,7 @@ from lab.node import (
     BackendName,
     Node,
 )
-from lab.traffic import Connection, Probe, Verdict, serve
+from lab.traffic import Connection, Probe, Verdict, notrack, serve
 
 pytestmark = pytest.mark.kernel
 
@@ -125,6 +126,11 @@ def test_icmp_that_a_reply_causes_passes_where_icmp_is_refused(guarded: Guarded,
     guarded.enforce(entry.format("icmp") + entry.format("ipv6-icmp"))
     node = guarded.node
     expect(node, {"ping": (dial(STRANGER, family, BEYOND, 0, "icmp"), TIMEOUT)})
+    told_back(node, family)
+
+
+def told_back(node: Node, family: str) -> None:
+    """A reply to a socket that was closed meanwhile: the ICMP error about it reaches whoever replied."""
     replier = node.popen([node.python(), "-c", _REPLIER], ns="beyond", log="replier", stdout=subprocess.PIPE)
     assert replier.stdout
     assert replier.stdout.readline() == "listening\n"
@@ -261,5 +267,118 @@ def test_an_accept_by_the_default_route_is_not_written_without_one(guarded: Guar
         node.run(f"{route} add {original}")
         eventually(node, probe, OPEN)
         daemon.wait_status(state="enforcing")
+    finally:
+        iptables(node, family, "-P FORWARD ACCEPT")
+
+
+def test_several_default_routes_are_all_meant(guarded: Guarded, family: str) -> None:
+    guarded.enforce('[[forward]]\nname = "world"\nin = "@default-route"\naction = "drop"\n')
+    node = guarded.node
+    route = "ip -4 route" if family == "ipv4" else "ip -6 route"
+    other = "ipv6" if family == "ipv4" else "ipv4"
+    across = dial_from("beyond", family, POD1, 7001)
+    expect(node, {"by eth1": (across, OPEN)})
+    node.run(f"{route} add default via {BEYOND.of(family)} dev eth1 metric 2000")
+    try:
+        eventually(node, across, TIMEOUT)
+        expect(
+            node,
+            {
+                "by eth0 as before": (dial(STRANGER, family, POD1, 7001), TIMEOUT),
+                "the other family": (dial_from("beyond", other, POD1, 7001), OPEN),
+                "by a pod": (dial_from("pod1", family, BEYOND, 7001), OPEN),
+            },
+        )
+    finally:
+        node.run(f"{route} del default via {BEYOND.of(family)} dev eth1 metric 2000")
+    eventually(node, across, OPEN)
+
+
+# Each entry about another interface, so that all can be in force at once: who is shut is in the table of the test.
+INTERFACES = {
+    'in = "eth+"': {"in", "across", "back"},
+    'in = "!eth+"': {"pod"},
+    'in = ["!eth1", "!cni0"]': {"in", "across"},
+    'out = ["eth1", "lo"]': {"across", "pod"},
+    'in = "eth+"\nout = "!cni0"': {"across"},
+    'in = ["eth0", "eth1"]\nout = ["cni0", "eth7"]': {"in", "back"},
+    'out = "@default-route"': set(),
+    'in = "!@default-route"': {"pod", "back"},
+}
+
+
+@pytest.mark.parametrize("position", ["", 'position = "first"\n'], ids=["mangle", "filter"])
+def test_interfaces_mean_what_they_say(guarded: Guarded, family: str, position: str) -> None:
+    ways = {
+        "in": dial(STRANGER, family, POD1, 7001),
+        "across": dial(STRANGER, family, BEYOND, 7001),
+        "pod": dial_from("pod1", family, BEYOND, 7001),
+        "back": dial_from("beyond", family, POD1, 7001),
+    }
+    for interfaces, shut in INTERFACES.items():
+        guarded.enforce(f'[[forward]]\nname = "x"\n{interfaces}\naction = "reject"\n{position}')
+        seen = verdicts(guarded.node, ways)
+        assert seen == {way: REFUSED if way in shut else OPEN for way in ways}, interfaces
+
+
+def test_a_negated_destination_and_an_untracked_packet_are_judged(guarded: Guarded, family: str) -> None:
+    guarded.enforce(
+        f"[set.public]\nentries = {both(BEYOND)}\n"
+        '[[forward]]\nname = "only"\nin = "eth0"\ndestination = "!@public"\naction = "drop"\n'
+        f'[[forward]]\nname = "listed"\nin = "eth0"\ndestination = ["!198.51.100.0/24", "!2001:db8:b::/64"]\n'
+        'protocol = "udp"\naction = "reject"\n'
+        f'[[forward]]\nname = "untracked"\nin = "eth0"\ndestination = {both(BEYOND)}\nprotocol = "tcp"\n'
+        'ports = [7003]\naction = "drop"\n'
+    )
+    node = guarded.node
+    notrack(node, port=7003)
+    expect(
+        node,
+        {
+            "the set": (dial(STRANGER, family, BEYOND, 7001), OPEN),
+            "another": (dial(STRANGER, family, POD1, 7001), TIMEOUT),
+            "the set, udp": (dial(STRANGER, family, BEYOND, 7001, "udp"), OPEN),
+            "untracked": (dial(STRANGER, family, BEYOND, 7003), TIMEOUT),
+            "untracked, out": (dial_from("pod1", family, BEYOND, 7003), OPEN),
+        },
+    )
+
+
+@pytest.mark.parametrize("action", SHUT)
+def test_with_a_position_the_order_among_foreign_rules_is_the_meaning(
+    guarded: Guarded, family: str, action: str
+) -> None:
+    entry = f'[[forward]]\nname = "x"\nin = "eth0"\nprotocol = "tcp"\nports = [7001, 7002]\naction = "{action}"\n'
+    node = guarded.node
+    accept = f"FORWARD -s {ALLOWED.of(family)} -j ACCEPT"
+    iptables(node, family, f"-A {accept}")
+    try:
+        for position, friend in (("last", OPEN), ("first", SHUT[action])):
+            guarded.enforce(entry + f'position = "{position}"\n')
+            expect(
+                node,
+                {
+                    f"{position}, accepted by others": (dial(ALLOWED, family, BEYOND, 7001), friend),
+                    f"{position}, a stranger": (dial(STRANGER, family, BEYOND, 7002), SHUT[action]),
+                    f"{position}, another port": (dial(STRANGER, family, BEYOND, 7003), OPEN),
+                },
+            )
+        guarded.enforce(entry)
+        expect(node, {"without, below an ACCEPT": (dial(ALLOWED, family, BEYOND, 7001), SHUT[action])})
+    finally:
+        iptables(node, family, f"-D {accept}")
+
+
+@pytest.mark.parametrize("interfaces", ['in = "eth0"\nout = "eth1"\n', 'in = "!eth1"\n'], ids=["named", "negated"])
+def test_icmp_about_what_is_accepted_passes_both_ways(guarded: Guarded, family: str, interfaces: str) -> None:
+    guarded.enforce(
+        f'[[forward]]\nname = "service"\n{interfaces}protocol = "udp"\nports = [7098, 7099]\naction = "accept"\n'
+    )
+    node = guarded.node
+    iptables(node, family, "-P FORWARD DROP")
+    try:
+        told_back(node, family)
+        expect(node, {"to the client": (dial(ALLOWED, family, BEYOND, 7099, "udp"), REFUSED)})
+        expect(node, {"a ping": (dial(ALLOWED, family, BEYOND, 0, "icmp"), TIMEOUT)})
     finally:
         iptables(node, family, "-P FORWARD ACCEPT")

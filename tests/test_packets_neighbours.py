@@ -288,6 +288,22 @@ def test_docker_user_is_made_where_it_is_missing(laboratory: None, backend: Back
             assert len(node.chain("filter", "DOCKER-USER", family)) == 2
 
 
+@pytest.mark.parametrize("name", ["KUBE-LATER", "CNI-LATER"])
+def test_a_chain_of_kubernetes_is_never_made_but_waited_for(guarded: Guarded, name: str) -> None:
+    daemon, node = guarded.enforce(""), guarded.node
+    daemon.reload(f'[[jump]]\nname = "later"\ntable = "filter"\nfrom = "FORWARD"\nto = "{name}"\n')
+    status = daemon.wait_status(state="degraded")
+    assert [reason for reason in status["reasons"] if name in reason]
+    assert [family for family in FAMILIES if f":{name} " in node.rules(family)] == []
+    for family in FAMILIES:
+        iptables(node, family, f"-N {name}")
+    daemon.wait_status(state="enforcing")
+    assert [node.chain("filter", "FORWARD", family).count(f"-j {name}") for family in FAMILIES] == [1, 1]
+    daemon.reload("")
+    for family in FAMILIES:
+        iptables(node, family, f"-D FORWARD -j {name}", f"-X {name}")
+
+
 # --- Calico host endpoints
 
 

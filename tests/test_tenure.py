@@ -1,5 +1,6 @@
 """What was begun ends: trials and pauses in this daemon or its successor; a broken boot falls back to what was good."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_an_unconfirmed_trial_is_remembered_by_its_content(tmp_path: Path, clock
     after = tenure(tmp_path, clock)
     assert after.trial is None
     assert after.is_unconfirmed(SOURCES)
+    assert after.is_unconfirmed(replace(SOURCES, sets={"/followed": "whatever is tried\n"}))
     assert not after.is_unconfirmed(Sources("/etc/nodewalld", {}, {}))
     after.forgive()
     assert not after.is_unconfirmed(SOURCES)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import nodewalld
-from nodewalld.commands import check, render, steer
+from nodewalld.commands import check, render, sets, steer
 from nodewalld.commands.common import (
     ATTENTION,
     BROKEN_PIPE,
@@ -243,6 +243,12 @@ COMMANDS = {
         "Versions, configuration, rules of both backends, history, journal. It holds addresses, and no secrets.",
         ("nodewallctl report", "nodewallctl report --output /tmp/node7.tar.gz"),
     ),
+    "set": _Command(
+        sets.run,
+        "put entries into sets at run time, without reload, or take them out again",
+        "They are kept over restarts and reloads. Exit status: 0 done, 1 refused (nothing was changed).",
+        tuple(example for examples in sets.EXAMPLES.values() for example in examples),
+    ),
     "remove": _Command(
         steer.remove,
         "take all of nodewalld's rules, chains and sets out of the kernel, and nothing else",
@@ -320,6 +326,9 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--yes", action="store_true", help="though it would shut this very connection")
     if name == "pause":
         parser.add_argument("--for", metavar="TIME", type=steer.duration, required=True, help="such as 10m")
+    if name == "set":
+        for inner in sets.add_parsers(parser):
+            _add_global(inner, given_only=True)
     _add_global(parser, given_only=True)
 
 

@@ -16,6 +16,7 @@ from nodewalld.core.lints.facts import NodeFacts
 from nodewalld.core.lockout import parse_connection
 from nodewalld.core.plan import TablePlan
 from nodewalld.core.ruletext import Rule
+from nodewalld.core.setbook import filled, without_ended
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel import backends, trial
@@ -25,6 +26,7 @@ from nodewalld.kernel.sets import Sets
 from nodewalld.kernel.survey import survey as take_survey
 from nodewalld.memory import Memory
 from nodewalld.reconciler import Reconciler, Refused, choose_backend, open_firewall
+from nodewalld.service.additions import AdditionStore
 from nodewalld.service.state import StateFolder
 
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
@@ -101,7 +103,9 @@ def _somewhere(config: Config) -> Environment:
 
 def plan(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
     """What enforcing a configuration would change in the kernel now."""
-    config, memory = load(config_dir), Memory(StateFolder(state_dir))
+    state = StateFolder(state_dir)
+    config, memory, added = load(config_dir), Memory(state), AdditionStore(state)
+    config = filled(config, without_ended(added.read(), added.clock()))
     changes: list[dict[str, Any]] = []
     backend = choose_backend(config, memory)
     prints = memory.prints(backend)
@@ -209,9 +213,9 @@ def _rows(family: Family, table: Table, text: str) -> Iterator[dict[str, Any]]:
 
 def remove(state_dir: Path) -> dict[str, Any]:
     """Take everything of ours out of the kernel, without a daemon."""
-    reconciler = Reconciler(
-        environment=environment, state=StateFolder(state_dir), runtime_dir=state_dir, record=lambda _event: None
-    )
+    state = StateFolder(state_dir)
+    reconciler = Reconciler(environment=environment, state=state, runtime_dir=state_dir, record=lambda _event: None)
+    AdditionStore(state).write({})
     try:
         return {"removed": reconciler.remove()}
     except Refused as error:

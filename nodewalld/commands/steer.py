@@ -78,11 +78,11 @@ def connection() -> str:
 
 
 def duration(text: str) -> float:
-    """Seconds of "90s", "10m", "1h"."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    """Seconds of "90s", "10m", "1h", "7d"."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, unit = text[:-1], text[-1:]
     if unit not in units or not number.isascii() or not number.isdigit() or int(number) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 10m or 1h")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 10m, 1h or 7d")
     return int(number) * units[unit]
 
 

@@ -1,6 +1,7 @@
 """Reading files that decide over a firewall: only what nobody but root could have written.
 
-Law: what is judged is what is read (the opened file, not the path); nothing here hangs on a pipe or a device.
+Law: what is judged is what is read (the opened file, not the path); nothing here hangs on a pipe or a device, and no
+file is read for longer than its limit.
 Whoever can write the folder in which a file lies can put another in its place, so the folder is judged too.
 """
 
@@ -11,22 +12,47 @@ from pathlib import Path
 
 from nodewalld.configuration.errors import FileError
 
+_MIB = 1 << 20
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH  # with an ACL the group bits are its mask, so these see ACLs too
 
 
-def read_file(path: Path, *, check_owner: bool) -> str:
-    """The text of a regular UTF-8 file. Raises FileError."""
+class Allowance:
+    """How many bytes several files may have together: a bound on time and memory, whatever lies in the folder."""
+
+    def __init__(self, most: int, cure: str) -> None:
+        self._most, self._left, self._cure = most, most, cure
+
+    def read(self, path: Path, *, check_owner: bool) -> str:
+        """The text of a regular UTF-8 file. Raises FileError."""
+        content = _read(path, check_owner, self._left)
+        if len(content) > self._left:
+            raise FileError(f"is more than the {self._most // _MIB} MiB that all of them may have together", self._cure)
+        self._left -= len(content)
+        return _decode(content)
+
+
+def _read(path: Path, check_owner: bool, most: int) -> bytes:
+    """The content of a file, or a byte more than `most` of it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            _refuse_opened(path, os.fstat(handle), check_owner)
-            with open(handle, "rb", closefd=False) as file:
-                content = file.read()
+            before = os.fstat(handle)
+            _refuse_opened(path, before, check_owner)
+            content = bytearray()
+            while len(content) <= most and (part := os.read(handle, min(_MIB, most + 1 - len(content)))):
+                content += part
+            _refuse_changed(before, os.fstat(handle))
         finally:
             os.close(handle)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return _decode(content)
+    return bytes(content)
+
+
+def _refuse_changed(before: os.stat_result, after: os.stat_result) -> None:
+    """Half of the old text and half of the new one may be good TOML, and nobody's intention."""
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise FileError("changes while it is read", "write a new file, and rename it to this name")
 
 
 def _refuse_opened(path: Path, status: os.stat_result, check_owner: bool) -> None:

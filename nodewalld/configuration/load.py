@@ -6,37 +6,51 @@ file does not hide what is wrong in the others.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from nodewalld.configuration.errors import ConfigError, FileError
-from nodewalld.configuration.files import display, list_folder, read_file
+from nodewalld.configuration.files import Allowance, display, list_folder
 from nodewalld.configuration.locate import locate
+from nodewalld.configuration.reading import ReadSet
 from nodewalld.configuration.schema import judge
+from nodewalld.configuration.setfiles import set_files
 from nodewalld.configuration.tree import Node, grow, merge
 from nodewalld.core.config import Config, Problem, Sources, Where
 
 MAIN_FILE = "nodewalld.toml"
 MORE_FILES = "conf.d"
 
+FILES_MAX = 8 << 20
+"""How many bytes all files of a folder may have."""
+
+VALUES_MAX = 500_000
+"""How many values all files of a folder may have: five bytes of text can cost a thousand bytes of memory."""
+
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_LONG_NUMBER = re.compile(r"[0-9][0-9_]{4000,}")
 
 
-def load(directory: Path, *, check_owner: bool = True) -> Config:
+def load(directory: Path, *, check_owner: bool = True, set_file: ReadSet | None = None) -> Config:
     """The configuration in a folder. Raises ConfigError.
 
-    With `check_owner`, files and folders are refused that others than root (or who runs this) can write.
+    With `check_owner`, files and folders are refused that others than root (or who runs this) can write. `set_file`
+    gives the texts of the files of sets, else they are read as well.
     """
+    of_sets = set_files()
+
+    def from_disk(path: str) -> str:
+        return of_sets.read(Path(path), check_owner=check_owner)
+
     files, problems = _files(directory, check_owner)
     texts: dict[str, str] = {}
+    own = Allowance(FILES_MAX, "addresses can stand in the `files` of a set")
     for rank, path in enumerate(files):
         try:
-            texts[str(path)] = read_file(path, check_owner=check_owner)
+            texts[str(path)] = own.read(path, check_owner=check_owner)
         except FileError as error:
             problems.append(_problem(path, error, rank))
-    return _assemble(directory, texts, problems, lambda path: read_file(Path(path), check_owner=check_owner))
+    return _assemble(directory, texts, problems, set_file or from_disk)
 
 
 def recall(sources: Sources) -> Config:
@@ -50,13 +64,13 @@ def recall(sources: Sources) -> Config:
     return _assemble(Path(sources.directory), sources.texts, [], remembered)
 
 
-def _assemble(
-    directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: Callable[[str], str]
-) -> Config:
+def _assemble(directory: Path, texts: Mapping[str, str], problems: list[Problem], read_set: ReadSet) -> Config:
     root = Node({}, Where(display(directory / MAIN_FILE), 1), "")
+    room = VALUES_MAX
     for rank, (name, text) in enumerate(texts.items()):
         try:
-            root = merge(root, _parse(text, display(Path(name)), rank))
+            tree, values = _parse(text, room, display(Path(name)), rank)
+            root, room = merge(root, tree), room - values
         except FileError as error:
             problems.append(_problem(Path(name), error, rank))
     sets: dict[str, str] = {}
@@ -95,17 +109,15 @@ def _problem(path: Path, error: FileError, rank: int = 0) -> Problem:
     return Problem(Where(display(path), error.line or 1, rank), error.key, error.message, error.cure)
 
 
-def _parse(text: str, file: str, rank: int) -> Node:
+def _parse(text: str, room: int, file: str, rank: int) -> tuple[Node, int]:
+    """The tree of a file, and how many values it holds, which is at most `room`."""
     try:
-        return grow(tomllib.loads(text), locate(text), file, rank)
+        lines = locate(text, room)
+        return grow(tomllib.loads(text), lines, file, rank), len(lines)
     except tomllib.TOMLDecodeError as error:
         raise _syntax_error(text, str(error)) from error
     except RecursionError as error:
         raise FileError("is nested too deeply", "fewer lists in lists") from error
-    except ValueError as error:  # int() refuses numbers of more than 4300 digits, and tomllib lets that through
-        number = _LONG_NUMBER.search(text)
-        line = text.count("\n", 0, number.start()) + 1 if number else 1
-        raise FileError("holds a number that is too long", "a shorter number", line, "syntax") from error
 
 
 def _syntax_error(text: str, message: str) -> FileError:

@@ -1,44 +1,57 @@
 """Where each key of a TOML text stands, which tomllib does not tell.
 
-Law: the text is one that tomllib has accepted. This scanner finds keys, tables and elements and steps over
-values; it judges nothing and decodes nothing but keys. Newlines, comments and trailing commas are stepped
-over in inline tables too, because TOML 1.1 (Python 3.15) has them there.
+Law: of a text that tomllib accepts every key has its line; of another text whatever was found before its fault. This
+scanner finds keys, tables and elements and steps over values; it decodes nothing but keys, and judges nothing but
+what would take tomllib hours or gigabytes. Its patterns never go back over what they have taken. Newlines, comments
+and trailing commas are stepped over in inline tables too, because TOML 1.1 (Python 3.15) has them there.
 """
 
+import contextlib
 import re
+import sys
 import tomllib
 from bisect import bisect_right
+
+from nodewalld.configuration.errors import FileError
 
 KeyPath = tuple[str | int, ...]
 """The keys from the root down to a value; an element of an array is named by its index, from 0."""
 
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_KEY_PART = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+')
-_DOT = re.compile(r"[ \t]*\.[ \t]*")
+_PARTS_MAX = 100
+_NUMBER_MAX = 4000  # int() refuses numbers of more than 4300 digits, and tomllib lets that through
+_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
+_KEY_PART = re.compile(r'"(?:[^"\\\n]++|\\.)*+"|\'[^\'\n]*+\'|[A-Za-z0-9_-]++')
+_DOT = re.compile(r"[ \t]*+\.[ \t]*+")
 _STRING = re.compile(
-    r'"""(?:[^\\]|\\.)*?"{3,5}'  # a string may end in one or two quotes of its own, before the closing three
+    r'"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}'  # may end in one or two quotes of its own, before the closing three
     r"|'''.*?'{3,5}"
-    r'|"(?:[^"\\\n]|\\.)*"'
-    r"|'[^'\n]*'",
+    r'|"(?:[^"\\\n]++|\\.)*+"'
+    r"|'[^'\n]*+'",
     re.DOTALL,
 )
-_PLAIN = re.compile(r"[^,\]}#\n]+")
+_PLAIN = re.compile(r"[^,\]}#\n]++")
 
 
-def locate(text: str) -> dict[KeyPath, int]:
-    """The line, from 1, of every table, key and array element; of one that is named often, the first."""
-    return _Scanner(text).scan()
+def locate(text: str, most: int = sys.maxsize) -> dict[KeyPath, int]:
+    """The line, from 1, of every table, key and array element; of one that is named often, the first.
+
+    Raises FileError when these are more than `most`, or when a key or a number is longer than anybody writes it.
+    """
+    scanner = _Scanner(text, most)
+    with contextlib.suppress(ValueError, IndexError):  # what is no TOML, tomllib tells
+        scanner.scan()
+    return scanner.lines
 
 
 class _Scanner:
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, most: int) -> None:
+        self._text, self._most = text, most
         self._at = 0
         self._line_ends = [match.start() for match in re.finditer("\n", text)]
-        self._lines: dict[KeyPath, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self._lengths: dict[KeyPath, int] = {}  # of the arrays of tables, which grow header by header
 
-    def scan(self) -> dict[KeyPath, int]:
+    def scan(self) -> None:
         table: KeyPath = ()
         self._skip(_BLANK)
         while self._at < len(self._text):
@@ -49,7 +62,6 @@ class _Scanner:
             else:
                 self._pair(table)
             self._skip(_BLANK)
-        return self._lines
 
     def _table_header(self) -> KeyPath:
         line = self._line()
@@ -91,7 +103,10 @@ class _Scanner:
         elif self._text[self._at] in "\"'":
             self._skip(_STRING)
         else:
+            line, start = self._line(), self._at
             self._skip(_PLAIN)
+            if len(self._text[start : self._at].strip()) > _NUMBER_MAX:
+                raise FileError("holds a number that is too long", "a shorter number", line, "syntax")
 
     def _array(self, path: KeyPath) -> None:
         index = 0
@@ -113,6 +128,8 @@ class _Scanner:
         while _DOT.match(self._text, self._at):
             self._skip(_DOT)
             keys.append(self._key_part())
+            if len(keys) > _PARTS_MAX:
+                raise FileError(f"has a key of more than {_PARTS_MAX} parts", "fewer dots", self._line(), "syntax")
         return keys
 
     def _key_part(self) -> str:
@@ -140,4 +157,6 @@ class _Scanner:
         return bisect_right(self._line_ends, self._at) + 1
 
     def _note(self, path: KeyPath, line: int) -> None:
-        self._lines.setdefault(path, line)
+        self.lines.setdefault(path, line)
+        if len(self.lines) > self._most:
+            raise FileError("has more values than can be taken", "addresses in the `files` of a set", line, "syntax")

@@ -26,7 +26,17 @@ class FieldError(Exception):
         self.problem = Problem(node.where, node.key, message, cure)
 
 
-SetFile = Callable[[str], str]
+class TooMany(Exception):
+    """There are so many problems that looking for more would only take time."""
+
+
+PROBLEMS_MAX = 1000
+"""How many problems are told at once."""
+
+_NEAR_MAX = 1000  # among more words than these the one that was meant isn't looked for: it would take minutes
+_WORD_MAX = 60
+
+ReadSet = Callable[[str], str]
 """Gives the text of a set file; raises FileError when it can't be had."""
 
 
@@ -35,7 +45,7 @@ class Reading:
     """One reading: what the readers must know beyond their node, and all that they find."""
 
     set_names: Collection[str]
-    set_file: SetFile
+    set_file: ReadSet
     complete: bool
     """False when a file could not be read, so that a name that nobody defines may be defined there."""
     families: tuple[Family, ...] = tuple(Family)
@@ -43,9 +53,17 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
+    def note(self, problem: Problem) -> None:
+        """Note something wrong. Raises TooMany when nobody would read on."""
+        self.problems.append(problem)
+        if len(self.problems) == PROBLEMS_MAX:
+            message = f"is the {PROBLEMS_MAX:,}th problem, and the rest was not looked at"
+            self.problems.append(Problem(problem.where, problem.key, message, "put these right first"))
+            raise TooMany
+
     def refuse(self, node: Node, message: str, cure: str = "") -> None:
         """Note something wrong, and read on."""
-        self.problems.append(Problem(node.where, node.key, message, cure))
+        self.note(Problem(node.where, node.key, message, cure))
 
     def warn(self, node: Node, code: str, message: str, cure: str = "") -> None:
         """Note something that is taken, and may not be what was meant; its code is told in docs/lints.md."""
@@ -58,7 +76,7 @@ class Reading:
             try:
                 values.append(reader(node, self))
             except FieldError as error:
-                self.problems.append(error.problem)
+                self.note(error.problem)
         return tuple(values)
 
 
@@ -200,6 +218,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def nearest(word: str, known: Collection[str]) -> str:
     """The known word that was meant, perhaps; "" when none is like it."""
+    if len(known) > _NEAR_MAX or len(word) > _WORD_MAX:
+        return ""
     return next(iter(difflib.get_close_matches(word, known, 1)), "")
 
 

@@ -1,6 +1,6 @@
 """From one tree to one `Config`: the tables of the top level, and names that must be unique.
 
-Law: a tree in, a value and problems out; no file is touched but through the hand that `SetFile` lends. The
+Law: a tree in, a value and problems out; no file is touched but through the hand that `ReadSet` lends. The
 value holds what could be read, and is to be thrown away when there are problems.
 """
 
@@ -15,16 +15,18 @@ from nodewalld.configuration.reading import (
     Key,
     Read,
     Reading,
+    ReadSet,
     Section,
-    SetFile,
     Shape,
     T,
+    TooMany,
     listed,
     read_table,
     refuse_unknown,
     table,
     takes,
 )
+from nodewalld.configuration.setfiles import networks_of
 from nodewalld.configuration.tree import Node, is_name, show
 from nodewalld.configuration.values import (
     NAME,
@@ -39,7 +41,7 @@ from nodewalld.configuration.values import (
     resync,
 )
 from nodewalld.configuration.zones import SERVICE, ZONE, zones
-from nodewalld.core.config import Config, DaemonConfig, Failsafe, Problem, SetEntry, Where
+from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, SetFile, Where
 from nodewalld.core.words import Backend, Network
 
 RESERVED_SETS = (
@@ -124,26 +126,32 @@ _FAILSAFE = Section(
 )
 
 
-def judge(root: Node, path: str, set_file: SetFile, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
+def judge(root: Node, path: str, set_file: ReadSet, *, complete: bool = True) -> tuple[Config, tuple[Problem, ...]]:
     """The configuration of a tree, and all that is wrong with it; not `complete`: some file is missing."""
     top = table(root)
     reading = Reading(_set_names(top), set_file, complete)
+    try:
+        return _judge(top, path, root.where, reading), tuple(reading.problems)
+    except TooMany:
+        return Config(path), tuple(reading.problems)
+
+
+def _judge(top: dict[str, Node], path: str, place: Where, reading: Reading) -> Config:
     refuse_unknown(top, SECTIONS, reading)
-    daemon = _daemon(top, root.where, reading)
+    daemon = _daemon(top, place, reading)
     reading.families = daemon.families
-    config = Config(
+    return Config(
         path=path,
         daemon=daemon,
-        failsafe=_failsafe(top, root.where, reading),
+        failsafe=_failsafe(top, place, reading),
         sets=_sets(top, reading),
         ports=_entries(top, "port", entries.port, reading),
         forwards=_entries(top, "forward", entries.forward, reading),
         rules=_entries(top, "rule", entries.rule, reading),
-        jumps=_entries(top, "jump", entries.jump, reading),
+        jumps=_jumps(top, reading),
         zones=zones(top, reading),
         warnings=tuple(reading.warnings),
     )
-    return config, tuple(reading.problems)
 
 
 def _section(top: dict[str, Node], key: str, place: Where, reading: Reading) -> dict[str, Any]:
@@ -196,15 +204,17 @@ def _sets(top: dict[str, Node], reading: Reading) -> tuple[SetEntry, ...]:
 
 
 def _set_fields(node: Node, reading: Reading) -> dict[str, Any]:
-    fields = read_table(node, _SET.keys, reading)
-    files = fields.get("files", ())
-    networks = (*fields.get("entries", ()), *(network for _, content in files for network in content))
-    return {"networks": tuple(dict.fromkeys(networks)), "files": tuple(path for path, _ in files)}
+    return {"entries": (), "files": ()} | read_table(node, _SET.keys, reading)
+
+
+@takes(network.schema)
+def _set_entry(node: Node, reading: Reading) -> tuple[Network, Where]:
+    return network(node, reading), node.where
 
 
 @takes(absolute_path.schema)
-def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
-    """A set file and what it holds: one address or CIDR a line, and comments."""
+def _set_file(node: Node, reading: Reading) -> SetFile:
+    """A set file and what it holds."""
     path = absolute_path(node, reading)
     try:
         content = reading.set_file(path)
@@ -214,9 +224,7 @@ def _set_file(node: Node, reading: Reading) -> tuple[str, tuple[Network, ...]]:
         raise FieldError(
             Node(path, Where(path, error.line, node.where.rank), node.key), error.message, error.cure
         ) from error
-    lines = enumerate((line.partition("#")[0].strip() for line in content.split("\n")), start=1)
-    nodes = (Node(line, Where(path, number, node.where.rank), node.key) for number, line in lines if line)
-    return path, reading.collect(network, nodes)
+    return SetFile(path, networks_of(Node(content, Where(path, 1, node.where.rank), node.key), reading))
 
 
 def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], reading: Reading) -> tuple[T, ...]:
@@ -230,6 +238,20 @@ def _entries(top: dict[str, Node], kind: str, reader: Read[tuple[T, ...]], readi
     names = [inner["name"] for inner in keys if "name" in inner]
     _refuse_twice(((node.value, node) for node in names if isinstance(node.value, str)), reading)
     return tuple(entry for found in reading.collect(reader, nodes) for entry in found)
+
+
+def _jumps(top: dict[str, Node], reading: Reading) -> tuple[JumpEntry, ...]:
+    """A jump stands exactly once: two places for it would be taken back and forth for ever."""
+    jumps = _entries(top, "jump", entries.jump, reading)
+    first: dict[tuple[str, ...], str] = {}
+    for jump in jumps:
+        for family in jump.families:
+            other = first.setdefault((family, jump.table, jump.from_chain, jump.to_chain), jump.name)
+            if other != jump.name:
+                message = f"is jumped to from {jump.from_chain} by {show(other)} already"
+                reading.note(Problem(jump.where, f"jump.{jump.name}.to", message, "one [[jump]], with one position"))
+                break
+    return jumps
 
 
 def _refuse_twice(named: Iterable[tuple[str, Node]], reading: Reading) -> None:
@@ -247,15 +269,15 @@ _SET = Section(
     "Addresses under a name: one kernel ipset for each family",
     {
         "entries": Key(
-            listed(network, example='["10.0.0.0/8"]'),
-            "addresses and CIDRs of both families. A family without any means nobody in that family. `0.0.0.0/0` and "
-            "`::/0` are taken",
+            listed(_set_entry, example='["10.0.0.0/8"]'),
+            "addresses and CIDRs of both families; an IPv4 address is not written as IPv6 (`::ffff:...`). A family "
+            "without any means nobody in that family. `0.0.0.0/0` and `::/0` are taken",
             default=[],
         ),
         "files": Key(
             listed(_set_file, example='["/etc/nodewalld/sets/extra.txt"]'),
-            "absolute paths of files with one address or CIDR a line, `#` begins a comment. Read at start "
-            "and at reload",
+            "absolute paths of files with one address or CIDR a line, `#` begins a comment. Followed while the daemon "
+            "runs",
             default=[],
         ),
     },

@@ -26,6 +26,9 @@ ldap 389/tcp
 ldaps 636/tcp
 kerberos 88/tcp 88/udp
 nfs 2049/tcp
+nfs3 2049/tcp 2049/udp
+ceph 6800-7300/tcp
+ceph-mon 3300/tcp 6789/tcp
 rpc-bind 111/tcp 111/udp
 mountd 20048/tcp 20048/udp
 samba 137-138/udp 139/tcp 445/tcp
@@ -33,6 +36,9 @@ iscsi-target 3260/tcp
 rsyncd 873/tcp 873/udp
 syslog 514/udp
 syslog-tls 6514/tcp 6514/udp
+nrpe 5666/tcp
+ptp 319/udp 320/udp
+zabbix-agent 10050/tcp
 snmp 161/udp
 snmptrap 162/udp
 tftp 69/udp
@@ -61,9 +67,14 @@ kube-apiserver 6443/tcp
 kubelet 10250/tcp
 kubelet-readonly 10255/tcp
 kube-proxy-health 10256/tcp
+kube-scheduler 10251/tcp
 kube-scheduler-secure 10259/tcp
+kube-controller-manager 10252/tcp
 kube-controller-manager-secure 10257/tcp
 kube-nodeport-services 30000-32767/tcp 30000-32767/udp
+kube-control-plane 2379/tcp 2380/tcp 6443/tcp 10252/tcp 10251/tcp
+kube-control-plane-secure 2379/tcp 2380/tcp 6443/tcp 10257/tcp 10259/tcp
+kube-worker 10250/tcp 30000-32767/tcp 30000-32767/udp
 etcd-client 2379/tcp
 etcd-server 2380/tcp
 docker-registry 5000/tcp

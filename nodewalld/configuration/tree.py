@@ -79,7 +79,7 @@ def grow(data: Mapping[str, Any], lines: Mapping[KeyPath, int], file: str, rank:
 
 def child_key(parent: str, name: str) -> str:
     """The key of a value in a table, quoted where TOML would want it quoted."""
-    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    bare = len(name) <= _SHOWN_MAX and name.isascii() and name.replace("-", "").replace("_", "").isalnum()
     return f"{parent}.{name if bare else show(name)}".removeprefix(".")
 
 

@@ -28,7 +28,9 @@ _MARK = re.compile(r"0[xX][0-9a-fA-F]{1,8}|[0-9]{1,10}")
 _MARK_CURE = 'one bit, such as "0x1000"'
 _INTERFACE_MAX = 15  # IFNAMSIZ - 1
 _PROTOCOL_CURE = 'a name such as "tcp", a number from 1 to 255, or "any"'
+_TEXT_MAX = 4096  # bytes; iptables-restore cuts a line after 10,239 and takes the rest for another command
 _UNPRINTABLE = frozenset({"Cc", "Zl", "Zp"})  # the line and paragraph separators end lines for some programs
+_TURNING = frozenset("LRE RLE LRO RLO PDF LRI RLI FSI PDI".split())  # show a reader another text than is obeyed
 
 _PROTOCOLS = {
     "icmp": 1,
@@ -72,13 +74,17 @@ def text(node: Node, _: Reading, *, example: str = '"..."') -> str:
     """A string, on one line and without control characters; the example is the cure for another type."""
     if not isinstance(node.value, str):
         raise FieldError(node, f"must be a string, not {node.kind}", example)
-    if node.value.isprintable():  # all but a few are
-        return node.value
-    bad = next((char for char in node.value if unicodedata.category(char) in _UNPRINTABLE), None)
-    if bad is not None:
+    if len(node.value.encode()) > _TEXT_MAX:
+        raise FieldError(node, f"is longer than {_TEXT_MAX} bytes", "a shorter text")
+    bad = "" if node.value.isprintable() else next(filter(_is_control, node.value), "")
+    if bad:
         name = "a line break" if bad == "\n" else f"the control character {bad!r}"
         raise FieldError(node, f"holds {name}", "one line without control characters")
     return node.value
+
+
+def _is_control(char: str) -> bool:
+    return unicodedata.category(char) in _UNPRINTABLE or unicodedata.bidirectional(char) in _TURNING
 
 
 LINE: Schema = {"type": "string", "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$"}

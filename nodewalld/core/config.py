@@ -4,7 +4,7 @@ The loader (`nodewalld.configuration`) is the only maker of these; the meaning o
 `nodewalld.toml(5)` and in `docs/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -148,13 +148,33 @@ class Failsafe:
 
 
 @dataclass(frozen=True, slots=True)
+class SetFile:
+    """A file of a set, and what it held when it was read."""
+
+    path: str
+    networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetEntry:
-    """`[set.NAME]`: `networks` holds `entries` and the content of `files`, in both families."""
+    """`[set.NAME]`, in both families: its `entries` with their places, its files, and what was `added` at run time."""
 
     name: str
-    networks: tuple[Network, ...]
-    files: tuple[str, ...]
+    entries: tuple[tuple[Network, Where], ...]
+    files: tuple[SetFile, ...]
     where: Where
+    added: tuple[Network, ...] = ()
+
+    def members(self) -> Iterator[Network]:
+        """All that it holds; what comes from several places comes several times."""
+        yield from (network for network, _ in self.entries)
+        yield from (network for file in self.files for network in file.networks)
+        yield from self.added
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """All that it holds, each once."""
+        return tuple(dict.fromkeys(self.members()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class _Decider:
     def decisions(self) -> Decisions:
         config, family = self.config, self.family
         services = self.node.service_addresses.get(family, ())
-        sets = [(kernel_set_name(s.name, family), self._own(s.networks)) for s in config.sets]
+        sets = [(kernel_set_name(s.name, family), self._own(s.members())) for s in config.sets]
         if services:
             sets.append((kernel_set_name(IPVS_SET, family), frozenset(map(ipaddress.ip_network, services))))
         return Decisions(
@@ -184,7 +184,7 @@ class _Decider:
             config.failsafe.ports,
             self._sources(config.failsafe.sources),
             tuple(self._judgement(entry) for entry in config.ports),
-            tuple(self._zone(entry) for entry in config.zones),
+            tuple(zone for entry in config.zones if (zone := self._zone(entry)).sources or zone.interfaces),
             tuple(decision for entry in config.forwards for decision in self._routed(entry)),
             tuple(self._rule(entry) for entry in config.rules if family in entry.families),
             tuple(self._reach(entry) for entry in config.jumps if family in entry.families),

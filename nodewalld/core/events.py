@@ -25,6 +25,7 @@ class Kind(StrEnum):
     DEGRADED = "degraded"
     RECOVERED = "recovered"
     REMOVE = "remove"
+    SET = "set"
 
     @property
     def level(self) -> str:

@@ -7,6 +7,7 @@ decisions of [[port]], zones and the failsafe. `[[rule]]` texts are not judged h
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nodewalld.core.config import Action, Destination, ProtocolPorts
 from nodewalld.core.decide import Decisions, Judgement, Source, Sources, ZoneDecision, prefix_length
@@ -109,8 +110,17 @@ def _among(sources: Sources, address: Address, sets: Mapping[str, frozenset[Netw
 
 
 def _holds(items: Iterable[Source], address: Address, sets: Mapping[str, frozenset[Network]]) -> bool:
-    for item in items:
-        networks = sets.get(item.set_name, frozenset()) if item.set_name else (item.network,)
-        if any(network is not None and address in network for network in networks):
-            return True
-    return False
+    return any(
+        _in_set(address, sets.get(item.set_name, frozenset())) if item.network is None else address in item.network
+        for item in items
+    )
+
+
+def _in_set(address: Address, networks: frozenset[Network]) -> bool:
+    """Asked once for each length of a prefix, not for each of 65,536 entries."""
+    return any(ipaddress.ip_network((address, length), strict=False) in networks for length in _lengths(networks))
+
+
+@lru_cache(maxsize=8)
+def _lengths(networks: frozenset[Network]) -> tuple[int, ...]:
+    return tuple({network.prefixlen for network in networks})

@@ -1,4 +1,4 @@
-"""ipsets: read through netlink, replaced whole through one `ipset restore`.
+"""ipsets: read through netlink, replaced whole through one `ipset restore`, changed a little through one message.
 
 Law: a set that rules refer to is never seen empty or half full: its new content is loaded under a temporary name and
 swapped in, which is atomic. A set of the same name that is not of our making in type or family is left alone and
@@ -29,6 +29,7 @@ from nodewalld.kernel.netlink import (
     NetlinkSocket,
     attribute,
     attributes,
+    nested,
     netfilter_body,
     spans,
     string,
@@ -40,13 +41,16 @@ from nodewalld.kernel.process import run as run_program
 _IPSET = 6 << 8  # NFNL_SUBSYS_IPSET
 _DESTROY = _IPSET | 3
 _LIST = _IPSET | 7
+_ADD, _DEL = _IPSET | 9, _IPSET | 10
 
-_PROTOCOL, _SETNAME, _TYPENAME, _FAMILY, _FLAGS, _DATA, _ADT = 1, 2, 3, 5, 6, 7, 8
+_PROTOCOL, _SETNAME, _TYPENAME, _FAMILY, _FLAGS, _DATA, _ADT, _LINENO = 1, 2, 3, 5, 6, 7, 8, 9
 _IP, _CIDR, _CADT_FLAGS, _MAXELEM, _ELEMENTS, _REFERENCES = 1, 3, 8, 19, 24, 25
 _ONLY_NAMES, _ONLY_HEADERS = 1 << 1, 1 << 2  # IPSET_FLAG_LIST_SETNAME, IPSET_FLAG_LIST_HEADER
 _NOMATCH = 1 << 2  # IPSET_FLAG_NOMATCH
 _PROTOCOL_VERSION = attribute(_PROTOCOL, bytes([6]))  # 6 is taken by every kernel since 2.6.39
 _FAMILIES = {2: Family.IPV4, 10: Family.IPV6}
+_NET_BYTEORDER = 1 << 14  # NLA_F_NET_BYTEORDER
+_IPADDR = {Family.IPV4: 1, Family.IPV6: 2}  # IPSET_ATTR_IPADDR_IPV4, IPSET_ATTR_IPADDR_IPV6
 _WORDS = {Family.IPV4: "inet", Family.IPV6: "inet6"}
 
 _LENGTH = struct.Struct("=H")
@@ -55,6 +59,9 @@ _CIDR_HEADER = struct.pack("=HH", 5, _CIDR)
 _ERR_BUSY = 4100  # IPSET_ERR_BUSY: a rule refers to the set
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2)  # while somebody lists a set, the kernel swaps it with no other (EBUSY)
 _SMALLEST = 65536
+_FEW = 256
+"""Entries that one message can change; of IPv6 some 1,600 would fit. A swap costs as much as the whole set."""
+
 SET_TYPE = "hash:net"
 
 Entry = tuple[bytes, int, bool]
@@ -157,6 +164,35 @@ class Sets:
                 break
         raise SetError(f"set {name} could not be loaded: {result.stderr.strip()}")
 
+    def change(self, name: str, family: Family, old: frozenset[Network], new: frozenset[Network]) -> None:
+        """Give a set that holds `old` this content: a few entries one by one, all else as `replace` does, and raises.
+
+        What stays is never missed; what comes is there before the first goes.
+        """
+        coming, going = new - old, old - new
+        existing = self.header(name)
+        if (
+            existing is None
+            or (existing.type_name, existing.family, existing.size) != (SET_TYPE, family, len(old))
+            or len(coming) + len(going) > _FEW
+            or len(old) + len(coming) > existing.maxelem
+        ):
+            self.replace(name, family, new)
+            return
+        try:
+            self._amend(_ADD, name, family, coming)
+            self._amend(_DEL, name, family, going)
+        except NetlinkError:  # such as for a /0, which is two entries
+            self.replace(name, family, new)
+
+    def _amend(self, command: int, name: str, family: Family, entries: Iterable[Network]) -> None:
+        """Add or delete entries in one message; without NLM_F_EXCL, as `-exist` does."""
+        elements = [_element(family, entry) for entry in entries]
+        if elements:
+            line = attribute(_LINENO, U32.pack(0))  # the kernel wants one, to say where it stopped
+            body = netfilter_body(0, _PROTOCOL_VERSION, text(_SETNAME, name), line, nested(_ADT, *elements))
+            self._netlink.ask(command, NLM_F_ACK, body, f"change set {name}")
+
     def destroy(self, name: str) -> bool:
         """Remove a set; False when there was none. Raises SetError while a rule refers to it.
 
@@ -202,6 +238,12 @@ class Sets:
                     yield answer[start + 8 : start + size], answer[start + size + 4], False
                 else:
                     yield _parse_entry(answer, start, end)
+
+
+def _element(family: Family, entry: Network) -> bytes:
+    kind = _IPADDR[family] | _NET_BYTEORDER
+    address = nested(_IP, attribute(kind, entry.network_address.packed))
+    return nested(_DATA, address, attribute(_CIDR, bytes([entry.prefixlen])))
 
 
 def _parse_entry(answer: bytes, start: int, end: int) -> Entry:

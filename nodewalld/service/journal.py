@@ -36,6 +36,7 @@ MESSAGE_IDS: Mapping[Kind, str] = {
     Kind.DEGRADED: "b65ee5b98b294d88a39d384869fd9c96",
     Kind.RECOVERED: "4450316f7ba5412bb77e1fb0b19ad4e6",
     Kind.REMOVE: "e89c6228f4c74869a7e35c1aa62e6093",
+    Kind.SET: "88d3ae6a1b554e80bc21735e71595faa",
 }
 """One for ever: catalogs and people's filters refer to them."""
 

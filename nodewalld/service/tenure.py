@@ -58,9 +58,8 @@ def since_boot() -> float:
 
 
 def digest(sources: Sources) -> str:
-    """A name for exactly these texts."""
-    content = json.dumps([list(sources.texts.items()), list(sources.sets.items())])
-    return hashlib.sha256(content.encode()).hexdigest()
+    """A name for exactly these texts; not for the content of set files, which is followed whatever is enforced."""
+    return hashlib.sha256(json.dumps(list(sources.texts.items())).encode()).hexdigest()
 
 
 class Tenure:

@@ -14,7 +14,7 @@ import time
 from typing import Any, NamedTuple
 
 SOCKET_NAME = "control.sock"
-REQUEST_MAX = 1 << 20
+REQUEST_MAX = 8 << 20  # 100,000 addresses for a set are half of that
 REPLY_MAX = 64 << 20
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid

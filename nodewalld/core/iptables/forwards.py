@@ -1,4 +1,7 @@
-"""[[forward]]: routed traffic. The chain f-NAME holds an entry's conditions; fr-NAME the replies to what it accepts."""
+"""[[forward]]: routed traffic. The chain f-NAME holds an entry's conditions; fr-NAME the replies to what it accepts.
+
+Law: whatever an entry does to a flow, the flow's replies and the ICMP errors about it pass.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -11,6 +14,7 @@ from nodewalld.core.iptables.matches import (
     port_matches,
     refuse_words,
     reject_words,
+    related_words,
     source_words,
 )
 from nodewalld.core.iptables.writer import EARLY, Writer, chain_name
@@ -24,13 +28,16 @@ def write_routed(writer: Writer, r: Routed) -> None:
     position = writer.chain_at(table, "FORWARD", r.position or EARLY, r.order, r.entry)
     inside = () if r.inside.negated else r.inside.names
     outside = () if r.outside.negated else r.outside.names
-    for i, o in product(inside or ("",), outside or ("",)):
+    pairs = list(product(inside or ("",), outside or ("",)))
+    for i, o in pairs:
         writer.add(table, position, r.entry, _passing(i, o), ("-j", target))
     for words in _routed_words(writer, r, table):
         writer.add(table, target, r.entry, words)
     if r.verdict.action is Action.ACCEPT and r.verdict.enforce:
-        for o, i in product(outside or ("",), inside or ("",)):
+        for i, o in pairs:
             writer.add(table, position, r.entry, _passing(o, i), REPLY, ("-j", chain_name("fr", r.name)))
+        for way in dict.fromkeys(_passing(*way) for i, o in pairs for way in ((i, o), (o, i))):
+            writer.add(table, position, r.entry, way, related_words(writer.family), ("-j", "ACCEPT"))
         for words in _reply_words(r):
             writer.add(table, chain_name("fr", r.name), r.entry, words)
 
@@ -42,8 +49,7 @@ def _passing(inside: str, outside: str) -> tuple[str, ...]:
 def _routed_words(writer: Writer, r: Routed, table: Table) -> Iterator[Sequence[str]]:
     if r.verdict.action is not Action.ACCEPT:
         yield (*REPLY, "-j", "RETURN")
-        icmp = "icmp" if writer.family is Family.IPV4 else "ipv6-icmp"
-        yield ("-p", icmp, "-m", "conntrack", "--ctstate", "RELATED", "-j", "RETURN")
+        yield (*related_words(writer.family), "-j", "RETURN")
     yield from _exclusions(r)
     for match in _conditions(r):
         yield from ((*match, *words) for words in log_words(r.verdict))

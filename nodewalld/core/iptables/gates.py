@@ -21,11 +21,11 @@ from nodewalld.core.iptables.matches import (
     origin_words,
     own_addresses,
     port_words,
-    refuse_words,
+    refusal_words,
     source_words,
 )
 from nodewalld.core.iptables.writer import EARLY, OURS, Writer, chain_name
-from nodewalld.core.iptables.zones import ZONES, ZONES_ORIGIN, write_zones
+from nodewalld.core.iptables.zones import ZONES, ZONES_ORIGIN, first_zones, write_zones
 from nodewalld.core.words import Table
 
 
@@ -37,7 +37,10 @@ class Gates:
         judgements = writer.decisions.judgements
         redirects = [j for j in judgements if j.refusal.action is Action.REDIRECT]
         others = [j for j in judgements if j.refusal.action is not Action.REDIRECT]
-        self.first = redirects if table is Table.NAT else others
+        judged = redirects if table is Table.NAT else others
+        # What is only counted is counted by the second judgement, and once.
+        self.first = [j for j in judged if j.refusal.enforce]
+        self.own = [j for j in judged if j.from_node]
         self.second = [] if table is Table.NAT else list(judgements)
         self.zones = () if table is Table.NAT else writer.decisions.zones
 
@@ -47,15 +50,15 @@ class Gates:
     def write(self) -> None:
         """Write every gate that has something to judge."""
         if self.first or self.zones:
-            self._by_dialled("PREROUTING", self.first, "dialled", (("-i", "lo", "-j", "RETURN"),), zones=True)
-        from_node = [j for j in self.first if j.from_node]
-        if from_node:
-            self._by_dialled("OUTPUT", from_node, "own", ())
+            zones = first_zones(self.zones)
+            self._by_dialled("PREROUTING", self.first, "dialled", (("-i", "lo", "-j", "RETURN"),), zones=zones)
+        if self.own:
+            self._by_dialled("OUTPUT", self.own, "own", ())
         if self.second or self.zones:
             self._input()
             self._forward()
             self._origin()
-        for judgement in {j.entry: j for j in (*self.first, *self.second)}.values():
+        for judgement in {j.entry: j for j in (*self.first, *self.own, *self.second)}.values():
             self._judge(judgement)
         if self.zones:
             write_zones(self.writer, self.zones)
@@ -73,16 +76,19 @@ class Gates:
                 words = source_words(source) if source else ()
                 self._add(chain, *_ordered(words, match), ("-j", "RETURN"), entry="failsafe")
 
-    def _dispatch(self, chain: str, judgements: Sequence[Judgement], target: str = "", *, zones: bool = False) -> None:
-        """By the port that the packet dials now; `target` other than "" is where local destinations are sorted."""
+    def _dispatch(self, chain: str, judgements: Sequence[Judgement], target: str = "", *, zones: str = "") -> None:
+        """By the port that the packet dials now; `target` other than "" is where local destinations are sorted.
+
+        `zones` is the chain that sorts the zones.
+        """
         for j in judgements:
             if j.dialled is Destination.LOCAL:
                 continue
             for match, address in product(port_words(j.services), self._addresses(j)):
                 self._add(chain, address, match, ("-j", chain_name("p", j.name)), entry=j.entry)
         local = [j for j in judgements if j.dialled is Destination.LOCAL]
-        zones = zones and bool(self.zones)
-        if not local and not zones:
+        zoned = bool(zones and self.zones)
+        if not local and not zoned:
             return
         if target:
             for match in local_words(self.writer.family):
@@ -93,8 +99,8 @@ class Gates:
         for j in local:
             for match in port_words(j.services):
                 self._add(target or chain, match, ("-j", chain_name("p", j.name)), entry=j.entry)
-        if zones:
-            self._add(target or chain, ("-j", ZONES))
+        if zoned:
+            self._add(target or chain, ("-j", zones))
 
     @staticmethod
     def _addresses(j: Judgement) -> Sequence[Sequence[str]]:
@@ -109,7 +115,7 @@ class Gates:
         sorter: str,
         head: Sequence[Sequence[str]],
         *,
-        zones: bool = False,
+        zones: str = "",
     ) -> None:
         gate = self._gate(hook)
         for words in head:
@@ -124,7 +130,7 @@ class Gates:
         self._add(gate, REPLY, ("-j", "RETURN"))
         self._add(gate, DNAT, ("-g", chain_name("", "origin")))
         self._failsafe(gate, port_words(self.writer.decisions.failsafe))
-        self._dispatch(gate, self.second, zones=True)
+        self._dispatch(gate, self.second, zones=ZONES)
 
     def _forward(self) -> None:
         gate = self._gate("FORWARD")
@@ -152,11 +158,12 @@ class Gates:
                     for network in j.dialled:
                         match = origin_words(service, ("--ctorigdst", str(network)))
                         self._add(chain, match, judge, entry=j.entry)
-        if self.zones:
-            self._add(local_chain, ("-j", ZONES_ORIGIN))
-        if self.zones or any(j.dialled is Destination.LOCAL for j in self.second):
+        if any(j.dialled is Destination.LOCAL for j in self.second):
             for address in own_addresses(self.writer.decisions):
-                self._add(chain, ("-m", "conntrack", "--ctorigdst", address), ("-g", local_chain))
+                self._add(chain, ("-m", "conntrack", "--ctorigdst", address), ("-j", local_chain))
+        if self.zones:
+            # Whatever was dialled: addresses of load balancers are held by no interface, and still lead to this node.
+            self._add(chain, ("-j", ZONES_ORIGIN))
 
     def _judge(self, j: Judgement) -> None:
         judge, refuse = chain_name("p", j.name), chain_name("x", j.name)
@@ -171,19 +178,18 @@ class Gates:
     def _refuse(self, j: Judgement) -> Iterator[Sequence[str]]:
         refusal = j.refusal
         protocols = tuple(dict.fromkeys(service.protocol for service in j.services))
-        redirected = refusal.action is Action.REDIRECT
         port = str(refusal.redirect_to)
-        if redirected and self.table is Table.MANGLE:
+        if self.table is Table.NAT:
+            yield from log_words(refusal)
+            yield from (
+                (("-p", p, "-j", "REDIRECT", "--to-ports", port) for p in protocols) if refusal.enforce else ((),)
+            )
+            return
+        if refusal.action is Action.REDIRECT:
             # What nat has sent to the closed port must get there, to be answered by it.
             arrived = ("-m", "addrtype", "--dst-type", "LOCAL", "-j", "RETURN")
             yield from (("-p", p, "-m", p, "--dport", port, *arrived) for p in protocols)
-        yield from log_words(refusal)
-        if not refusal.enforce:
-            yield ()
-        elif redirected and self.table is Table.NAT:
-            yield from (("-p", p, "-j", "REDIRECT", "--to-ports", port) for p in protocols)
-        else:
-            yield refuse_words(self.writer.decisions, refusal)
+        yield from refusal_words(self.writer.decisions, refusal)
 
 
 def _ordered(first: Sequence[str], second: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -56,6 +56,11 @@ def origin_words(service: ProtocolPorts, address: Sequence[str] = ()) -> tuple[s
     return ("-p", service.protocol, "-m", "conntrack", *address, "--ctorigdstport", _range(service.ports))
 
 
+def related_words(family: Family) -> tuple[str, ...]:
+    """The match for ICMP errors about flows that conntrack knows: no path MTU is found without them."""
+    return ("-p", "icmp" if family is Family.IPV4 else "ipv6-icmp", "-m", "conntrack", "--ctstate", "RELATED")
+
+
 def local_words(family: Family) -> tuple[tuple[str, ...], ...]:
     """Matches for what this node answers.
 
@@ -82,11 +87,23 @@ def log_words(refusal: Refusal) -> Iterator[tuple[str, ...]]:
         yield (*_LOG_LIMIT, "-j", "LOG", "--log-prefix", refusal.log_prefix)
 
 
+def marked_words(decisions: Decisions) -> tuple[str, ...]:
+    """The match for what is to be rejected."""
+    return ("-m", "mark", "--mark", f"{decisions.mark:#x}/{decisions.mark:#x}")
+
+
+def refusal_words(decisions: Decisions, refusal: Refusal) -> Iterator[tuple[str, ...]]:
+    """The rules of a chain in mangle that refuses all that comes: each packet is counted and logged once."""
+    if refusal.action is Action.REJECT and refusal.enforce:
+        yield (*marked_words(decisions), "-j", "RETURN")  # by the first judgement
+    yield from log_words(refusal)
+    yield refuse_words(decisions, refusal) if refusal.enforce else ()
+
+
 def refuse_words(decisions: Decisions, refusal: Refusal) -> tuple[str, ...]:
     """The target of a refusal in mangle: reject can only be marked there."""
     if refusal.action is Action.REJECT:
-        mark = f"{decisions.mark:#x}/{decisions.mark:#x}"
-        return ("-j", "MARK", "--set-xmark", mark)
+        return ("-j", "MARK", "--set-xmark", f"{decisions.mark:#x}/{decisions.mark:#x}")
     return ("-j", "DROP")
 
 

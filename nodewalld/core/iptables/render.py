@@ -10,7 +10,7 @@ from nodewalld.core.decide import Decisions
 from nodewalld.core.desired import Desired, Line, Placement
 from nodewalld.core.iptables.forwards import write_routed
 from nodewalld.core.iptables.gates import Gates
-from nodewalld.core.iptables.matches import reject_words
+from nodewalld.core.iptables.matches import marked_words, reject_words
 from nodewalld.core.iptables.writer import EARLY, OURS, Writer, chain_name
 from nodewalld.core.ruletext import join, tag_words
 from nodewalld.core.words import Table
@@ -44,7 +44,7 @@ def _write_rejects(writer: Writer) -> None:
     marking += [r.verdict for r in d.routed if r.position is None]
     if not any(refusal.action is Action.REJECT and refusal.enforce for refusal in marking):
         return
-    marked = ("-m", "mark", "--mark", f"{d.mark:#x}/{d.mark:#x}")
+    marked = marked_words(d)
     reject = chain_name("", "reject")
     for hook in Table.FILTER.builtin_chains:
         chain = writer.chain_at(Table.FILTER, hook, EARLY, OURS, "reject")
