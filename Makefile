@@ -1,9 +1,9 @@
-# `make demo` shows it, `make test` proves it; each installs what it needs. Both work in throw-away network namespaces.
+# `make demo` shows it, `make test` proves it, `make bench` measures it; each installs what it needs. Both work in throw-away network namespaces.
 
 ready := .venv/ready
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test bench deb rpm clean
+.PHONY: demo test bench bench-long deb rpm clean
 
 $(ready): pyproject.toml tools/prepare
 	tools/prepare
@@ -14,9 +14,13 @@ demo: $(ready)
 test: $(ready)
 	$(as_root) .venv/bin/python -m pytest $(TESTS)
 
-# Figures beside their references, on a machine that does nothing else meanwhile.
+# Some fifteen minutes on a quiet machine, kept in docs/; BENCH="--quick" and BENCH="--only hot,legacy" for a part of it.
 bench: $(ready)
-	$(as_root) .venv/bin/python -m bench --json docs/bench.json $(BENCH)
+	$(as_root) .venv/bin/python -m bench $(BENCH)
+
+# A hundred thousand foreign transactions: does anything grow?
+bench-long: $(ready)
+	$(as_root) .venv/bin/python -m bench --long $(BENCH)
 
 # Packages for every architecture, in dist/; the same commit gives the same bytes.
 deb rpm: $(ready)

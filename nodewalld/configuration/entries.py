@@ -94,7 +94,14 @@ def _no_trial(node: Node, reading: Reading) -> bool:
 
 _NAME = Key(name, "what messages, chains and counters call it; unique among its kind", example='name = "..."')
 _POSITION = Key(position, "see [Positions](#positions)", default="early")
-_ENFORCE = Key(boolean, "`false`: count (and log) what would be refused, refuse nothing", default=True)
+ENFORCE = Key(
+    boolean,
+    "`false`: count (and log) what would be refused, refuse nothing. `nodewallctl show` has the numbers; a packet "
+    "counts once",
+    default=True,
+)
+"""What every kind of entry can be told."""
+
 _FAMILIES = Key(
     FAMILIES, "left out: those of `[daemon]`, or only the one whose addresses the text spells out", absent=()
 )
@@ -156,9 +163,12 @@ PORT = Section(
             default="local",
         ),
         "log": Key(
-            boolean, "also log what is refused, at most 5 a second, with the prefix `nodewall:NAME `", default=False
+            boolean,
+            "also log what is refused, in the kernel's log, each packet once, at most 5 a second (10 at first), with "
+            "the prefix `nodewall:NAME `",
+            default=False,
         ),
-        "enforce": _ENFORCE,
+        "enforce": ENFORCE,
     },
 )
 
@@ -182,7 +192,7 @@ FORWARD = Section(
             position, "see [Positions](#positions); left out, the place is chosen as told below", absent=None
         ),
         "log": PORT.keys["log"],
-        "enforce": _ENFORCE,
+        "enforce": ENFORCE,
     },
 )
 

@@ -3,15 +3,13 @@
 Law: a file is taken whole or not at all, whoever reads it: a configuration, or the daemon that follows it.
 """
 
-import re
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
 from nodewalld.configuration.errors import ConfigError, FileError
 from nodewalld.configuration.files import Allowance, display
-from nodewalld.configuration.peers import network
+from nodewalld.configuration.peers import network, plain_network
 from nodewalld.configuration.reading import FieldError, Reading, TooMany
 from nodewalld.configuration.tree import Node
 from nodewalld.core.config import Problem, SetFile, Where
@@ -20,9 +18,6 @@ from nodewalld.core.words import Network
 
 SETS_MAX = 64 << 20
 """How many bytes all set files of a configuration may have."""
-
-_PLAIN = re.compile(r"[0-9.]+(?:/[0-9]+)?|[0-9A-Fa-f:.]+(?:/[0-9]+)?")
-"""What `ip_network` alone judges as `network` does; a file may have 100,000 of these."""
 
 
 def set_files() -> Allowance:
@@ -42,13 +37,10 @@ def networks_of(node: Node, reading: Reading) -> tuple[Network, ...]:
 
 
 def _network(entry: str, number: int, node: Node, reading: Reading) -> Network:
-    if _PLAIN.fullmatch(entry):
-        try:
-            found = ip_network(entry)
-        except ValueError:
-            found = None  # `network` says why
-        if isinstance(found, IPv4Network) or (found and not found.network_address.ipv4_mapped):
-            return found
+    # A file may have 100,000 of these, so no node is made for one that is good.
+    plain = plain_network(entry)
+    if plain is not None:
+        return plain
     return network(Node(entry, Where(node.where.file, number, node.where.rank), node.key), reading)
 
 

@@ -6,6 +6,7 @@ Law: every packet belongs to one zone, so what would put it into two is an error
 from collections.abc import Mapping
 from typing import Any
 
+from nodewalld.configuration.entries import ENFORCE
 from nodewalld.configuration.peers import peer
 from nodewalld.configuration.reading import (
     FieldError,
@@ -78,7 +79,8 @@ ZONE = Section(
         ),
         "interfaces": Key(
             listed(_one_interface, example='["ens18"]', unique=True),
-            "interfaces that belong to it; `+` at the end is a wildcard",
+            "interfaces that belong to it; `+` at the end is a wildcard. A full name wins over a wildcard, the longer "
+            "wildcard over the shorter",
             default=[],
         ),
         "include": Key(
@@ -94,7 +96,7 @@ ZONE = Section(
         "ports": _PORTS,
         "protocols": _PROTOCOLS,
         "log": Key(boolean, "log what is refused, rate-limited, with the prefix `nodewall:NAME `", default=False),
-        "enforce": Key(boolean, "`false`: count (and log) what would be refused, refuse nothing", default=True),
+        "enforce": ENFORCE,
     },
     names=NAME,
 )

@@ -334,7 +334,8 @@ class NftablesReader:
         for _ in range(_ATTEMPTS):
             heard = self._events.read()
             if heard.events and (heard.events[-1].generation - generation) & 0xFFFFFFFF < 1 << 31:
-                break  # it, or a later one, in numbers of 32 bits
+                generation = heard.events[-1].generation  # it, or a later one (numbers of 32 bits): not heard again
+                break
             if heard.overflow or self._settled is None or not select([self._events], [], [], _SETTLE_LIMIT)[0]:
                 # Nothing will be heard of it any more: an empty transaction waits until no other is under way.
                 self._netlink.send(_EMPTY_BATCH)
