@@ -70,6 +70,7 @@ class _TableState:
     failing_since: float = 0.0
     vanished: dict[str, float] = field(default_factory=dict)
     withheld: tuple[str, ...] = ()
+    pinned: frozenset[str] = frozenset()
 
 
 class Guard:
@@ -182,7 +183,18 @@ class Guard:
         desired = self.desired.tables.get(table, DesiredTable())
         with self.firewall.exclusive():
             observed = self._observe(table, self._everywhere(table, desired))
-        return self._plan(table, desired, observed, _TableState())
+        state = _TableState()
+        planned = self._plan(table, desired, observed, state)
+        state.pinned = self._led_to(table, planned.deleted)
+        return self._plan(table, desired, observed, state) if state.pinned else planned
+
+    def _led_to(self, table: Table, names: frozenset[str]) -> frozenset[str]:
+        """Those of these chains of ours to which a foreign rule leads, wherever it stands."""
+        if not names:
+            return names
+        chains = self.firewall.observe_all(table).chains
+        foreign = (rules for name, rules in chains.items() if not name.startswith(OWN_PREFIX))
+        return names & {rule.target for rules in foreign for rule in rules if not rule.tag}
 
     def _everywhere(self, table: Table, desired: DesiredTable) -> frozenset[str]:
         own = self.firewall.own_chains(table)
@@ -193,6 +205,7 @@ class Guard:
         names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
         changes: list[Change] = []
         done, commits, stale, clean, stamp = self._clock(), 0, 0, False, 0
+        state.pinned = frozenset() if everything else state.pinned
         while commits < _ATTEMPTS:
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
             before = self.firewall.stamp()
@@ -210,6 +223,12 @@ class Guard:
                 writer = self.firewall.apply(planned, observed, before if stale < _STALE_ATTEMPTS else 0)
             except Stale:
                 stale += 1
+                continue
+            except FirewallError:
+                pinned = self._led_to(table, planned.deleted)
+                if not pinned:
+                    raise
+                state.pinned |= pinned
                 continue
             self.own_pids.add(writer)
             self.made |= {(table, command[3:]) for command in planned.commands if command.startswith("-N ")}
@@ -251,7 +270,7 @@ class Guard:
 
     def _plan(self, table: Table, desired: DesiredTable, observed: Observed, state: _TableState) -> TablePlan:
         learned, yield_to = self.learned.get(table, Learned()), self.desired.yield_to
-        planned = plan(self.family, table, desired, observed, learned, yield_to)
+        planned = plan(self.family, table, desired, observed, learned, yield_to, pinned=state.pinned)
         now = self._clock()
         before = state.plan.seen if state.plan else {}
         for key, seen in planned.seen.items():
@@ -260,7 +279,7 @@ class Guard:
             elif seen >= before.get(key, frozenset()):
                 state.vanished.pop(key, None)
         held = {key for key, since in state.vanished.items() if now - since < ANCHOR_PATIENCE}
-        return plan(self.family, table, desired, observed, learned, yield_to, held) if held else planned
+        return plan(self.family, table, desired, observed, learned, yield_to, held, state.pinned) if held else planned
 
     @property
     def unmet(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`remove` takes out what is ours, in both backends, and what was made for us; and nothing else."""
 
 import pytest
+from live import wait_in_force
 
 from lab.daemon import Daemon
 from lab.node import Node
@@ -67,3 +68,20 @@ def test_a_chain_that_was_there_before_us_stays(node: Node) -> None:
     daemon = Daemon(node, CONFIG).wait_ready()
     daemon.ctl("remove")
     assert node.chain("filter", "FORWARD") == ["-j DOCKER-USER"]
+
+
+def test_a_chain_of_ours_that_a_neighbour_jumps_to_stops_neither_reload_nor_repair(node: Node) -> None:
+    """The kernel refuses to delete it, and with it the whole transaction; no chain that we look at shows why."""
+    with Daemon(node, CONFIG) as daemon:
+        daemon.wait_ready()
+        node.run("iptables -t mangle -N NEIGHBOUR && iptables -t mangle -A NEIGHBOUR -j NODEWALL-x-a")
+        assert daemon.reload(CONFIG.replace('name = "a"', 'name = "b"')).returncode == 0
+        assert daemon.status()["state"] == "enforcing", daemon.status()
+        assert node.chain("mangle", "NEIGHBOUR") == ["-j NODEWALL-x-a"]
+        assert node.chain("mangle", "NODEWALL-x-a") == []
+        assert node.chain("mangle", "NODEWALL-x-b")
+        node.run("iptables -t mangle -F PREROUTING")
+        wait_in_force(daemon)
+        node.run("iptables -t mangle -F NEIGHBOUR")
+        assert daemon.reload().returncode == 0
+        assert "NODEWALL-x-a" not in node.rules()

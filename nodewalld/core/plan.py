@@ -89,6 +89,11 @@ class TablePlan:
         return tuple(map(render, self.steps))
 
     @property
+    def deleted(self) -> frozenset[str]:
+        """The chains that it deletes."""
+        return frozenset(command[3:] for command in self.commands if command.startswith("-X "))
+
+    @property
     def script(self) -> str:
         """The whole transaction for iptables-restore --noflush."""
         return "\n".join((f"*{self.table}", *self.commands, "COMMIT", ""))
@@ -142,9 +147,13 @@ def plan(
     learned: Learned,
     yield_to: Sequence[str] = (),
     held: Collection[str] = (),
+    pinned: Collection[str] = (),
 ) -> TablePlan:
-    """What must change in one table. `held` names placements that must not be moved downwards for now."""
-    draft = _Draft(table, observed, learned, yield_to, frozenset(held))
+    """What must change in one table.
+
+    `held` names placements that must not be moved downwards for now, `pinned` chains that the kernel doesn't delete.
+    """
+    draft = _Draft(table, observed, learned, yield_to, frozenset(held), frozenset(pinned))
     chains = {chain.name: chain for chain in desired.chains}
     for chain in desired.chains:
         draft.own_chain(chain)
@@ -183,6 +192,7 @@ class _Draft:
     learned: Learned
     yield_to: Sequence[str]
     held: frozenset[str]
+    pinned: frozenset[str]
     replaced: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     last: list[Step] = field(default_factory=list)
@@ -253,7 +263,8 @@ class _Draft:
         }
         replaced = {name for name in wanted if name.startswith(OWN_PREFIX)}
         foreign = (rules for name, rules in chains.items() if name not in ours and name not in replaced)
-        self.spared = frozenset({rule.target for rules in foreign for rule in rules if not rule.tag} & ours.keys())
+        led_to = {rule.target for rules in foreign for rule in rules if not rule.tag}
+        self.spared = frozenset((led_to | self.pinned) & ours.keys())
         names = [n for n, rules in ours.items() if n not in self.spared or any(rule.tag for rule in rules)]
         self.last.extend(Command(f"-F {name}") for name in names)
         self.last.extend(Command(f"-X {name}") for name in names if name not in self.spared)
