@@ -20,19 +20,18 @@ from typing import Any
 import structlog
 
 from nodewalld import __version__
+from nodewalld.core.blame import Wake
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import ConfigStatus, Contention, Culprit, Event, Kind, Reason, State, Status
+from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
 from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
 from nodewalld.desk import Desk
 from nodewalld.follower import Follower
 from nodewalld.governor import Governor
-from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
-from nodewalld.kernel.nftables import GenerationEvents
-from nodewalld.reconciler import Reconciler, Wake
+from nodewalld.reconciler import Reconciler
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.heart import Heart
@@ -45,6 +44,7 @@ from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import LONGEST, Tenure
 from nodewalld.service.wire import Refused
 from nodewalld.setbook import SetBook
+from nodewalld.witness import Witness
 
 LEGACY_LOOK = 1.0
 """Seconds between looks at the legacy tables, for writers that go round the xtables lock."""
@@ -52,7 +52,6 @@ LEGACY_LOOK = 1.0
 _LOOK_REST = 50  # a table of 100,000 rules takes the kernel 0.2 s to show: such looks are rarer
 
 _RETRY_FIRST, _RETRY_LAST = 1.0, 30.0
-_CULPRITS = 4  # of a burst, the last few are asked for their parents
 _SETTLE = 0.05  # links come and go in bursts; addresses follow within milliseconds
 
 _log = structlog.get_logger(__name__)
@@ -100,8 +99,7 @@ class Daemon:
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
-        self._generations: GenerationEvents | None = None
-        self._overheard: tuple[Culprit, ...] | None = None
+        self._witness = Witness(self._reconciler.take_own_ports)
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
         self._signals: set[int] = set()
@@ -155,11 +153,9 @@ class Daemon:
     def _watch(self) -> None:
         self._selector.register(self._bell, selectors.EVENT_READ)
         self._selector.register(self._link_events, selectors.EVENT_READ)
-        try:
-            self._generations = GenerationEvents()
-            self._selector.register(self._generations, selectors.EVENT_READ)
-        except OSError as error:
-            _log.info(f"No nf_tables events from this kernel: {error}")
+        self._witness.listen()
+        if self._witness.events:
+            self._selector.register(self._witness.events, selectors.EVENT_READ)
         self._lock_watch = LockWatch(self._on_lock_closed)
         try:
             self._lock_watch.start()
@@ -169,8 +165,7 @@ class Daemon:
     def _unwatch(self) -> None:
         if self._lock_watch:
             self._lock_watch.stop()
-        if self._generations:
-            self._generations.close()
+        self._witness.close()
         self._links.close()
         self._link_events.close()
         self._selector.close()
@@ -200,7 +195,7 @@ class Daemon:
             self._write_metrics(noticed)
 
     def _react(self, sources: set[Any], noticed: float) -> None:
-        wake = self._heard(noticed) if self._generations in sources else None
+        wake = self._witness.heard(noticed) if self._witness.events in sources else None
         if self._bell in sources:
             self._drain_bell()
             closed, self._lock_closed = self._lock_closed, 0.0
@@ -210,34 +205,12 @@ class Daemon:
             self._due.relink = min(self._due.relink, noticed + _SETTLE)
         if wake and self._ready:
             self._reconciler.wake(wake)
-            if self._overheard is not None:
-                again, self._overheard = Wake(time.monotonic(), self._overheard), None
+            if again := self._witness.overheard():
                 self._reconciler.wake(again)
         self._obey_signals()
         self._desk.work(self._obey)
         self._governor.follow_files()
         self._keep_time()
-
-    def _heard(self, noticed: float) -> Wake | None:
-        """The transactions since the last turn. After our own we look as well: it costs little, and hides nothing."""
-        culprits = self._writers()
-        return None if culprits is None else Wake(noticed, culprits, later=self._overhear)
-
-    def _overhear(self) -> tuple[Culprit, ...]:
-        """Who has written while a pass was running: it may undo what has not been heard of yet, and looks once more."""
-        writers = self._writers()
-        if writers is not None:
-            self._overheard = (*(self._overheard or ()), *writers)
-        return self._overheard or ()
-
-    def _writers(self) -> tuple[Culprit, ...] | None:
-        """The last foreign writers of what has been heard since the last time; None when nothing has been."""
-        heard = self._generations.read() if self._generations else None
-        if heard is None or not (heard.events or heard.overflow):
-            return None
-        own = self._reconciler.take_own_ports()
-        foreign = [event for event in heard.events if event.port_id not in own]
-        return tuple(culprit(event) for event in foreign[-_CULPRITS:])
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from nodewalld.core.blame import blame, contended, subjects
+from nodewalld.core.blame import Wake, blame, contended, subjects
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
@@ -46,19 +46,6 @@ class Refused(Exception):
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(self.problems))
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since.
-
-    `later` asks who has written meanwhile, for a repair of what nobody is known to have done.
-    """
-
-    noticed: float
-    culprits: tuple[Culprit, ...] = ()
-    exact: bool = True
-    later: Callable[[], tuple[Culprit, ...]] = tuple
 
 
 @dataclass

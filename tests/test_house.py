@@ -27,8 +27,20 @@ LAYERS = {
     "follower": {"core", "configuration"},
     "setbook": {"core", "configuration", "service", "follower"},
     "governor": {"core", "configuration", "kernel", "service", "reconciler", "setbook"},
+    "witness": {"core", "kernel"},
     "desk": {"core", "service"},
-    "daemon": {"core", "configuration", "kernel", "service", "reconciler", "follower", "setbook", "governor", "desk"},
+    "daemon": {
+        "witness",
+        "core",
+        "configuration",
+        "kernel",
+        "service",
+        "reconciler",
+        "follower",
+        "setbook",
+        "governor",
+        "desk",
+    },
     "commands": {"core", "configuration", "importing", "kernel", "service", "guard", "memory", "reconciler", "daemon"},
 }
 

@@ -1,10 +1,24 @@
-"""Whom to name for a repair or a contention, and in which words."""
+"""Why the reconciler looks; whom to name for a repair or a contention, and in which words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from nodewalld.core.events import Culprit
 from nodewalld.core.plan import Change
 from nodewalld.core.words import Family, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since.
+
+    `later` asks who has written meanwhile, for a repair of what nobody is known to have done.
+    """
+
+    noticed: float
+    culprits: tuple[Culprit, ...] = ()
+    exact: bool = True
+    later: Callable[[], tuple[Culprit, ...]] = tuple
 
 
 def blame(culprits: Sequence[Culprit], family: Family) -> Culprit | None:
