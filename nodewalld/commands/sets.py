@@ -40,7 +40,9 @@ def add_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        inner.add_argument("name", metavar="NAME", nargs="?" if name == "list" else None, help="the set, without @")
+        inner.add_argument(
+            "name", metavar="NAME", nargs="?" if name == "list" else None, help="the set's name, as in [set.NAME]"
+        )
         if name != "list":
             inner.add_argument("addresses", metavar="ADDRESS", nargs="+", help="an address or CIDR of either family")
         if name == "add":
