@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import uuid
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.parser import HeaderParser
@@ -55,10 +57,11 @@ def fetch(cache: Path) -> dict[Library, Path]:
     digest = uuid.uuid5(uuid.NAMESPACE_URL, LOCK.read_text()).hex[:12]
     folder = cache / f"libraries-{digest}"
     if not folder.is_dir():
-        fresh = folder.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        _pip_download(["--require-hashes", "-r", str(LOCK)], fresh)
-        fresh.rename(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as fresh:
+            _pip_download(["--require-hashes", "-r", str(LOCK)], Path(fresh) / folder.name)
+            with suppress(OSError):  # another build was quicker, and has fetched the same
+                (Path(fresh) / folder.name).rename(folder)
     return {library: _archive(folder, library) for library in locked()}
 
 

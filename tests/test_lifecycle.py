@@ -756,6 +756,13 @@ def test_a_native_rule_in_a_table_of_ip6tables_does_not_harm_ipv4(laboratory: No
             six = [line for line in node.run("nft list table ip6 mangle").stdout.splitlines() if "NODEWALL" in line]
             node.run(["nft", "insert rule ip6 mangle PREROUTING ct mark 0x5 accept"])
             assert "incompatible" in node.run("ip6tables-save 2>&1").stdout
+            # Its text needs not be known to stand above it again, nor does iptables.
+            wait_for(lambda: "NODEWALL" in _first_rule(node, "ip6 mangle PREROUTING"), what="our jump above it")
+            assert ask(daemon, "status")["state"] == "enforcing"
+            # A daemon that starts must read what there is.
+            daemon.stop()
+            daemon.start()
+            daemon.wait_ready()
             wait_for(lambda: ask(daemon, "status")["state"] == "degraded", what="the trouble to be told")
             status = ask(daemon, "status")
             assert all(reason.startswith("ipv6: ") for reason in status["reasons"])
@@ -774,6 +781,10 @@ def test_a_native_rule_in_a_table_of_ip6tables_does_not_harm_ipv4(laboratory: No
             node.run(f"nft delete rule ip6 mangle PREROUTING handle {handle[1]}")
             wait_for(lambda: ask(daemon, "status")["state"] == "enforcing", what="recovery")
             assert in_force(daemon)
+
+
+def _first_rule(node: Node, chain: str) -> str:
+    return node.run(f"nft list chain {chain}").stdout.splitlines()[3]
 
 
 def _capture() -> str:

@@ -19,7 +19,7 @@ from guarded import (
     wait_until_back,
 )
 
-BACK_WITHIN = 2.0
+BACK_WITHIN = 5.0
 WATCHDOG = 15.0
 EXPOSURE = 23  # tenths
 
