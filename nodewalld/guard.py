@@ -235,6 +235,8 @@ class Guard:
             stamp = self.firewall.stamp()
             clean = stamp == 0 or stamp == before + 1
             done, commits = self._clock(), commits + 1
+            if not planned.moves_only:  # who replaced chains of ours may have left others behind
+                names |= self.firewall.own_chains(table)
             for change in planned.changes if not everything else ():
                 if change.reason is Reason.DISPLACED:
                     self.pacer.moved((table, change.chain), done)

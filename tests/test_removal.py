@@ -85,3 +85,13 @@ def test_a_chain_of_ours_that_a_neighbour_jumps_to_stops_neither_reload_nor_repa
         node.run("iptables -t mangle -F NEIGHBOUR")
         assert daemon.reload().returncode == 0
         assert "NODEWALL-x-a" not in node.rules()
+
+
+def test_a_left_over_chain_that_a_restore_brings_back_goes_with_the_repair(node: Node) -> None:
+    """Not only at the next resync: until then a plan would find something to do."""
+    with Daemon(node, CONFIG) as daemon:
+        daemon.wait_ready()
+        dump = "*mangle\n:NODEWALL-PRE - [0:0]\n-A NODEWALL-PRE -p tcp -j DROP\nCOMMIT\n"
+        node.run([f"iptables-{node.backend}-restore"], stdin=dump)
+        wait_in_force(daemon)
+        assert "NODEWALL-PRE " not in node.rules()

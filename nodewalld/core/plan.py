@@ -89,6 +89,11 @@ class TablePlan:
         return tuple(map(render, self.steps))
 
     @property
+    def moves_only(self) -> bool:
+        """Whether it concerns nothing but rules of ours in foreign chains."""
+        return not any(isinstance(step, Command) for step in self.steps)
+
+    @property
     def deleted(self) -> frozenset[str]:
         """The chains that it deletes."""
         return frozenset(command[3:] for command in self.commands if command.startswith("-X "))
