@@ -18,7 +18,7 @@ from nodewalld.core.plan import Observed, TablePlan
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.lockwatch import LOCK_FILE, LOCK_FILE_VARIABLE, LockTimeout, XtablesLock
-from nodewalld.kernel.nftables import ChainRule, NftablesReader
+from nodewalld.kernel.nftables import ChainRule, NftablesReader, written_digest
 from nodewalld.kernel.nftbatch import Form, NftablesWriter, compose
 from nodewalld.kernel.process import ProgramError, Result, installed, run
 from nodewalld.kernel.xtables import LegacyReader
@@ -270,9 +270,11 @@ class NftFirewall(_Tools):
             self._contents.clear()
         pairs = zip(held, read, strict=True)
         self._contents.update({(table, rule.digest): text for rule, text in pairs if not rule.looks_up})
-        words = {rule.handle: text.words for rule, text in zip(held, read, strict=True) if _is_ours(text)}
+        words = {rule.handle: text for rule, text in zip(held, read, strict=True) if _is_ours(text)}
         forms = self._reader.forms(self.family, table.value, name) if words else {}
-        self._forms.update({words[handle]: known for handle, known in forms.items() if handle in words})
+        for handle in forms.keys() & words.keys():
+            self._forms[words[handle].words] = forms[handle]
+            self._contents[table, written_digest(forms[handle])] = words[handle]  # once written so, it is known at once
 
     def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
         return {name: self._reader.tallies(self.family, table.value, name) for name in chains}

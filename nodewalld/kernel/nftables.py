@@ -44,7 +44,15 @@ from nodewalld.kernel.netlink import (
 )
 from nodewalld.kernel.nftbatch import Form, form
 
-__all__ = ["ChainRule", "GenerationEvent", "GenerationEvents", "Heard", "NetlinkError", "NftablesReader"]
+__all__ = [
+    "ChainRule",
+    "GenerationEvent",
+    "GenerationEvents",
+    "Heard",
+    "NetlinkError",
+    "NftablesReader",
+    "written_digest",
+]
 
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN = _NFT | 4
@@ -359,6 +367,11 @@ class NftablesReader:
 def _rules_of(where: _Where) -> bytes:
     family, table, chain = where
     return netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
+
+
+def written_digest(known: Form) -> bytes:
+    """The digest that a rule will have once it is written so."""
+    return _parse_rule(known).digest
 
 
 def _parse_rule(shown: bytes) -> ChainRule:
