@@ -19,7 +19,8 @@ from typing import Any
 from bench.programs import Ended, Started, run
 from bench.writer import Writer
 from nodewalld.core.words import Family
-from nodewalld.kernel.nftables import GenerationEvents, NetlinkError, NftablesReader
+from nodewalld.kernel.nftables import NetlinkError, NftablesReader
+from nodewalld.kernel.nftevents import GenerationEvents
 from nodewalld.kernel.xtables import LegacyReader
 
 OWN = "NODEWALL-"

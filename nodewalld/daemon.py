@@ -205,12 +205,12 @@ class Daemon:
             self._due.relink = min(self._due.relink, noticed + _SETTLE)
         if wake and self._ready:
             self._reconciler.wake(wake)
-            if again := self._witness.overheard():
-                self._reconciler.wake(again)
         self._obey_signals()
         self._desk.work(self._obey)
         self._governor.follow_files()
         self._keep_time()
+        if (again := self._witness.overheard()) and self._ready:
+            self._reconciler.wake(again)
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -250,6 +250,7 @@ class Daemon:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
         self._governor.note_good()
+        self._witness.attend(self._reconciler.places)
         sound = not self._governor.owed and self._reconciler.in_force
         in_trouble = self._failed or self._disk.trouble or not (self._resting or sound)
         if not in_trouble:

@@ -85,6 +85,8 @@ class Guard:
         self.firewall = firewall
         self.family: Family = firewall.family
         self._desired = Desired(self.family, {}, (), ())
+        self.chains: dict[Table, frozenset[str]] = {}
+        """The chains that concern us, ours and others', by table."""
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
         self.made: set[tuple[Table, str]] = set()
@@ -105,14 +107,22 @@ class Guard:
             if not same or self._desired.yield_to != desired.yield_to:
                 state.fingerprint = _UNSEEN
         self._desired = desired
+        self.chains = {table: wanted_chains(table, wanted) for table, wanted in desired.tables.items()}
 
     def concerned(self) -> tuple[Table, ...]:
         """Tables in which something of ours is wanted, was written, or stands."""
         return tuple(t for t in ORDER if t in self.desired.tables or self._written_chains(t) or self.leftovers(t))
 
-    def drifted(self) -> Iterator[Table]:
-        """Tables that may have changed since they were found right, as they are found; starts no process."""
-        return (t for t in self._used() if self._tables[t].fingerprint != self._fingerprint(t))
+    def drifted(self, where: frozenset[tuple[Family, Table]] | None = None) -> Iterator[Table]:
+        """Tables that have changed since they were found right, as they are found; starts no process.
+
+        With `where` only there is anything new; what was not found right at the last look is named all the same.
+        """
+        for table in self._used():
+            found = self._tables[table].fingerprint
+            news = where is None or (self.family, table) in where or found is _UNSEEN
+            if news and found != self._fingerprint(table):
+                yield table
 
     def suspects(self) -> tuple[Table, ...]:
         """Tables to try again: the last try failed, an anchor was waited for, or a move was put off."""
@@ -141,7 +151,7 @@ class Guard:
 
     def _fingerprint(self, table: Table) -> Fingerprint:
         try:
-            return self.firewall.fingerprint(table, wanted_chains(table, self.desired.tables[table]))
+            return self.firewall.fingerprint(table, self.chains[table])
         except OSError as error:
             return f"unreadable: {error}"
 

@@ -109,6 +109,13 @@ class Reconciler:
         """How many of them stood right at the last look."""
         return sum(guard.in_place for guard in self._guards.values())
 
+    @property
+    def places(self) -> dict[tuple[Family, str], frozenset[str]]:
+        """The chains of nf_tables that concern us, by family and table."""
+        if self.backend is not Backend.NFT:
+            return {}
+        return {(f, table.value): names for f, guard in self._guards.items() for table, names in guard.chains.items()}
+
     def take_own_ports(self) -> frozenset[int]:
         """Process ids (netlink port ids) of our own writers since the last call; later they may be another's."""
         ports = frozenset(pid for guard in self._guards.values() for pid in guard.own_pids)
@@ -303,10 +310,11 @@ class Reconciler:
         started = self._clock()
         for guard in self._world.guards.values():
             tried: set[Table] = set()
-            for table in itertools.chain(guard.drifted(), guard.suspects() if retry else ()):
+            for table in itertools.chain(guard.drifted(wake.where), guard.suspects() if retry else ()):
                 if table in tried:
                     continue
                 tried.add(table)
+                wake.who()  # at once: who has written ends soon, and with it what /proc tells of its parents
                 try:
                     settled = guard.settle(table)
                 except FirewallError as error:
@@ -373,7 +381,7 @@ class Reconciler:
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
-        by = blame(wake.culprits or wake.later(), guard.family) if settled.changes else None
+        by = blame(wake.who() or wake.later(), guard.family) if settled.changes else None
         for change in settled.changes:
             if change.reason is Reason.DISPLACED:
                 self._takers[guard.family, settled.table, change.chain] = by

@@ -1,22 +1,37 @@
-"""Hears the transactions of nf_tables, and makes of them the wake-ups that say who has written.
+"""Hears the transactions of nf_tables, and makes of those that touched chains of ours the wake-ups that say who wrote.
 
-Law: the writes of ours are told from others' exactly, by the port or process that wrote. What is heard while a pass
-runs is kept: the pass may undo what it has not been told of yet, and then asks who it was.
+Laws: what concerns us not is not looked at. The writes of ours are told from others' exactly, by the port or process
+that wrote. What is heard while a pass runs is kept: the pass may undo what it has not been told of yet, and then asks
+who it was.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
 
 import structlog
 
 from nodewalld.core.blame import Wake
 from nodewalld.core.events import Culprit
+from nodewalld.core.words import Family, Table
 from nodewalld.kernel.culprit import culprit
-from nodewalld.kernel.nftables import GenerationEvents
+from nodewalld.kernel.nftevents import ChainEvents, GenerationEvent, GenerationEvents, Touch
 
 _CULPRITS = 4  # of a burst, the last few are asked for their parents
 
 _log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """Foreign transactions of which some concerned us, and which tables they touched (None: perhaps all)."""
+
+    events: tuple[GenerationEvent, ...]
+    where: frozenset[tuple[Family, Table]] | None
+
+    def who(self) -> tuple[Culprit, ...]:
+        return tuple(culprit(event) for event in self.events[-_CULPRITS:])
 
 
 class Witness:
@@ -24,45 +39,79 @@ class Witness:
 
     def __init__(self, own_ports: Callable[[], frozenset[int]]) -> None:
         self._own_ports = own_ports
-        self._overheard: tuple[Culprit, ...] | None = None
+        self._overheard: list[_News] = []
+        self._chains: ChainEvents | None = None
+        self._attended: Mapping[tuple[Family, str], Collection[str]] = {}
+        self._early: frozenset[Touch] = frozenset()
         self.events: GenerationEvents | None = None
         """What to wait on for reading; None where this kernel has no such events, or nobody listens."""
 
     def listen(self) -> None:
         """Begin to hear."""
         try:
-            self.events = GenerationEvents()
+            self.events, self._chains = GenerationEvents(), ChainEvents()
         except OSError as error:
             _log.info(f"No nf_tables events from this kernel: {error}")
 
+    def attend(self, places: Mapping[tuple[Family, str], Collection[str]]) -> None:
+        """Care from now on about these chains, by family and table; after a change the next wake-up is for them all."""
+        if self._chains is None or places == self._attended:
+            return
+        self._attended = places
+        try:
+            self._chains.attend(places)
+        except OSError as error:
+            _log.info(f"nf_tables events can't be filtered, so each is a reason to look: {error}")
+            self._chains.close()
+            self._chains = None
+
     def close(self) -> None:
         """Hear no more."""
-        if self.events:
-            self.events.close()
+        for socket in (self.events, self._chains):
+            if socket:
+                socket.close()
 
     def heard(self, noticed: float) -> Wake | None:
-        """The transactions since the last turn. After our own we look as well: it costs little, and hides nothing."""
-        culprits = self._writers()
-        return None if culprits is None else Wake(noticed, culprits, later=self._overhear)
+        """What the transactions since the last turn have to do with us; None when nothing."""
+        news = self._news()
+        return self._wake(noticed, [news]) if news else None
 
     def overheard(self) -> Wake | None:
         """A further look, when a pass has asked who wrote meanwhile: it may have undone only a part of that."""
-        if self._overheard is None:
-            return None
-        again, self._overheard = Wake(time.monotonic(), self._overheard), None
-        return again
+        news, self._overheard = self._overheard, []
+        return self._wake(time.monotonic(), news) if news else None
+
+    def _wake(self, noticed: float, news: list[_News]) -> Wake:
+        where: frozenset[tuple[Family, Table]] | None = frozenset()
+        for each in news:
+            where = None if where is None or each.where is None else where | each.where
+        return Wake(noticed, where=where, who=cache(partial(_names, news)), later=self._overhear)
 
     def _overhear(self) -> tuple[Culprit, ...]:
-        writers = self._writers()
-        if writers is not None:
-            self._overheard = (*(self._overheard or ()), *writers)
-        return self._overheard or ()
+        if news := self._news():
+            self._overheard.append(news)
+        return _names(self._overheard)
 
-    def _writers(self) -> tuple[Culprit, ...] | None:
-        """The last foreign writers of what has been heard since the last time; None when nothing has been."""
+    def _news(self) -> _News | None:
+        """What has been heard since the last time; None when it does not concern us."""
         heard = self.events.read() if self.events else None
         if heard is None or not (heard.events or heard.overflow):
             return None
+        touches = self._chains.read() if self._chains else None
         own = self._own_ports()
-        foreign = [event for event in heard.events if event.port_id not in own]
-        return tuple(culprit(event) for event in foreign[-_CULPRITS:])
+        if heard.overflow or touches is None:
+            self._early = frozenset()
+            return _News(tuple(event for event in heard.events if event.port_id not in own), None)
+        # What was told of a transaction whose end has not been heard yet waits for that, but no longer.
+        ended = {event.port_id for event in heard.events}
+        old, self._early = self._early, frozenset(touch for touch in touches if touch.port_id not in ended)
+        touched = [touch for touch in (touches | old) - self._early if touch.port_id not in own]
+        if not touched:
+            return None
+        ports = {touch.port_id for touch in touched}
+        events = tuple(event for event in heard.events if event.port_id in ports)
+        return _News(events, frozenset((touch.family, Table(touch.table)) for touch in touched))
+
+
+def _names(news: Iterable[_News]) -> tuple[Culprit, ...]:
+    return tuple(name for each in news for name in each.who())

@@ -23,7 +23,8 @@ from nodewalld.core.plan import Observed, TablePlan
 from nodewalld.core.words import Family, Table
 from nodewalld.guard import Guard, Settled
 from nodewalld.kernel.firewall import FirewallError, NftFirewall
-from nodewalld.kernel.nftables import GenerationEvents, NftablesReader
+from nodewalld.kernel.nftables import NftablesReader
+from nodewalld.kernel.nftevents import GenerationEvents
 
 JUMP = Placement("FORWARD", Position(), (0, 9), "", "-j DOCKER-USER", ("jump/docker-user",), "", "DOCKER-USER")
 POSITIONS = (Position(Place.FIRST), Position(), SEED_002, Position(Place.LAST))

@@ -26,7 +26,8 @@ from nodewalld.kernel.netlink import (
     netfilter_body,
     text,
 )
-from nodewalld.kernel.nftables import GenerationEvents, NftablesReader
+from nodewalld.kernel.nftables import NftablesReader
+from nodewalld.kernel.nftevents import GenerationEvents
 
 V4, V6 = Family.IPV4, Family.IPV6
 

@@ -10,14 +10,16 @@ from nodewalld.core.words import Family, Table
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Why the reconciler looks: when it was noticed (monotonic), and who is known to have written since.
+    """Why the reconciler looks: when it was noticed (monotonic), and where it must look (None: everywhere).
 
-    `later` asks who has written meanwhile, for a repair of what nobody is known to have done.
+    `who` asks for those who are known to have written; `later` for those who have meanwhile, when it was none of them.
+    Both read /proc, and are asked only when something of ours is wrong.
     """
 
     noticed: float
-    culprits: tuple[Culprit, ...] = ()
     exact: bool = True
+    where: frozenset[tuple[Family, Table]] | None = None
+    who: Callable[[], tuple[Culprit, ...]] = tuple
     later: Callable[[], tuple[Culprit, ...]] = tuple
 
 

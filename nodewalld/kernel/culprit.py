@@ -7,7 +7,7 @@ by walking up at once, while the tool is still closing its socket.
 from pathlib import Path
 
 from nodewalld.core.events import Culprit, Process
-from nodewalld.kernel.nftables import GenerationEvent
+from nodewalld.kernel.nftevents import GenerationEvent
 
 _DEPTH = 8
 

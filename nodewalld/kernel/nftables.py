@@ -11,10 +11,8 @@ for the matches and targets of iptables, whose private part is zeroed in a dump 
 """
 
 import errno
-import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from ctypes import addressof, create_string_buffer
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -26,8 +24,6 @@ from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import (
     ATTRIBUTE,
     BODY,
-    HEADER,
-    NETLINK_NETFILTER,
     NFPROTO,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -43,25 +39,16 @@ from nodewalld.kernel.netlink import (
     text,
 )
 from nodewalld.kernel.nftbatch import Form, form
+from nodewalld.kernel.nftevents import GenerationEvents
 
-__all__ = [
-    "ChainRule",
-    "GenerationEvent",
-    "GenerationEvents",
-    "Heard",
-    "NetlinkError",
-    "NftablesReader",
-    "written_digest",
-]
+__all__ = ["ChainRule", "NetlinkError", "NftablesReader", "written_digest"]
 
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GETCHAIN = _NFT | 4
 _GETRULE = _NFT | 7
-_NEWGEN = _NFT | 15
 _GETGEN = _NFT | 16
-_NFNLGRP_NFTABLES = 7
 
-_GEN_ID, _GEN_PROC_PID, _GEN_PROC_NAME = 1, 2, 3
+_GEN_ID = 1
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_WORDS = frozenset({5, 7})  # NFTA_RULE_COMPAT, NFTA_RULE_USERDATA (the comment)
@@ -77,41 +64,13 @@ _LOOKUP = b"lookup\0"  # the expression that asks a set
 _QUOTA_FLAGS, _QUOTA_CONSUMED = 2, 4
 _QUOTA_DEPLETED = 2  # set by the kernel in a dump once the quota is used up
 
-_RECEIVE_BUFFER = 4 << 20
-_SO_RCVBUFFORCE = 33
-_SO_ATTACH_FILTER = 26
 _ATTEMPTS = 20  # reads of a ruleset that does not stand still
 _SETTLE_LIMIT = 1.0  # seconds to wait for the end of a transaction that counts already
 _EMPTY_BATCH = b"".join(message(kind, NLM_F_REQUEST, 0, struct.pack(">BBH", 0, 0, 10)) for kind in (0x10, 0x11))
-_READ_LIMIT = 1024  # datagrams per read(); more than that and the caller is woken again
 
 T = TypeVar("T")
 
 _Where = tuple[Family, str, str]  # with the names of a table and a chain
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationEvent:
-    """One transaction that changed the ruleset.
-
-    `pid` is the writer's *thread* as the initial pid namespace counts, `comm` its name (15 characters at
-    most); `port_id` and `sequence` are those of the writer's socket and request: our own commits are known by
-    them.
-    """
-
-    generation: int
-    pid: int
-    comm: str
-    port_id: int
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What a read found; after an `overflow` events are missing, so everything must be looked at."""
-
-    events: tuple[GenerationEvent, ...]
-    overflow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,91 +90,6 @@ class ChainRule:
     looks_up: bool
 
 
-class GenerationEvents:
-    """A subscription to the end of each nf_tables transaction in this network namespace."""
-
-    def __init__(self) -> None:
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        # The filter goes in before the subscription: no unwanted datagram is ever queued.
-        _pass_only(self._socket, _NEWGEN)
-        self._socket.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
-
-    def fileno(self) -> int:
-        """The descriptor to wait on for reading."""
-        return self._socket.fileno()
-
-    def read(self) -> Heard:
-        """Everything that has been heard since the last read, without waiting."""
-        heard: list[GenerationEvent] = []
-        overflow = False
-        for _ in range(_READ_LIMIT):
-            try:
-                datagram = self._socket.recv(65536)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise NetlinkError(error.errno or errno.EIO, "read nf_tables events") from error
-                overflow = True
-                continue
-            heard.extend(_parse_events(datagram))
-        return Heard(tuple(heard), overflow)
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _pass_only(target: socket.socket, kind: int) -> None:
-    """Attach a classic BPF program that drops each datagram whose first message is of another type.
-
-    BPF loads in network order, netlink writes in the host's: the constant is turned round to match.
-    """
-    (wanted,) = struct.unpack(">H", struct.pack("=H", kind))
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (0x28, 0, 0, 4),  # ldh [4]: nlmsg_type
-            (0x15, 0, 1, wanted),  # jeq wanted, next, next + 1
-            (0x06, 0, 0, 0xFFFFFFFF),  # ret: the whole datagram
-            (0x06, 0, 0, 0),  # ret: nothing
-        )
-    )
-    held = create_string_buffer(program, len(program))
-    target.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, addressof(held)))
-
-
-def _parse_events(datagram: bytes) -> Iterator[GenerationEvent]:
-    offset = 0
-    while offset + BODY <= len(datagram):
-        length, kind, _, sequence, port_id = HEADER.unpack_from(datagram, offset)
-        if kind == _NEWGEN:
-            found = spans(datagram, offset + BODY, offset + length)
-            yield GenerationEvent(
-                generation=_number(datagram, found, _GEN_ID),
-                pid=_number(datagram, found, _GEN_PROC_PID),
-                comm=string(datagram, *found[_GEN_PROC_NAME]) if _GEN_PROC_NAME in found else "",
-                port_id=port_id,
-                sequence=sequence,
-            )
-        offset += max((length + 3) & ~3, HEADER.size)
-
-
-def _number(data: bytes, found: dict[int, tuple[int, int]], kind: int) -> int:
-    return int(U32.unpack_from(data, found[kind][0])[0]) if kind in found else 0
-
-
 class NftablesReader:
     """Reads chains through one socket, kept open, and listens on another; for one thread."""
 
@@ -233,7 +107,7 @@ class NftablesReader:
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
         ((_, answer),) = self._netlink.ask(_GETGEN, 0, netfilter_body(0), "read the nf_tables generation")
-        return _number(answer, spans(answer, BODY, len(answer)), _GEN_ID)
+        return int(U32.unpack_from(answer, spans(answer, BODY, len(answer))[_GEN_ID][0])[0])
 
     def rules(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
         """The rules of a chain from the top, or None when there is no such chain (or table)."""
