@@ -22,6 +22,7 @@ from nodewalld.core.plan import (
     read_back,
     shallow_chains,
     stray_targets,
+    targets,
     wanted_chains,
 )
 from nodewalld.core.ruletext import Rule
@@ -87,6 +88,7 @@ class Guard:
         self._desired = Desired(self.family, {}, (), ())
         self.chains: dict[Table, frozenset[str]] = {}
         """The chains that concern us, ours and others', by table."""
+        self._targets: dict[Table, frozenset[str]] = {}
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
         self.made: set[tuple[Table, str]] = set()
@@ -108,6 +110,12 @@ class Guard:
                 state.fingerprint = _UNSEEN
         self._desired = desired
         self.chains = {table: wanted_chains(table, wanted) for table, wanted in desired.tables.items()}
+        self._targets = {table: targets(wanted) for table, wanted in desired.tables.items()}
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Believe nothing of what was read before."""
+        self.firewall.attend(self.chains)
 
     def concerned(self) -> tuple[Table, ...]:
         """Tables in which something of ours is wanted, was written, or stands."""
@@ -274,7 +282,7 @@ class Guard:
     def _observe(self, table: Table, names: frozenset[str]) -> Observed:
         shallow = shallow_chains(self.desired.tables.get(table, DesiredTable()))
         observed = self.firewall.observe(table, names, shallow)
-        strays = stray_targets(observed)
+        strays = stray_targets(observed, self._targets.get(table, frozenset()))
         return self.firewall.observe(table, names | strays, shallow) if strays else observed
 
     def _learn(self, table: Table, desired: DesiredTable, observed: Observed) -> None:

@@ -343,6 +343,7 @@ class Reconciler:
         repairs = list(self._keeper.sync(wanted, strict=False))
         wake = Wake(self._sound, exact=False)
         for guard in self._world.guards.values():
+            guard.doubt()
             for table in ORDER:
                 if guard.leftovers(table):
                     repairs.extend(self._settle_quietly(guard, table, wake))

@@ -13,6 +13,7 @@ Laws:
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from nodewalld.core.config import Place
 from nodewalld.core.desired import OWN_PREFIX, PLACED, DesiredTable, Line, OwnChain, Placement
@@ -116,6 +117,11 @@ def _same_words(written: str, read: str) -> bool:
 
 def digest(written: Sequence[str]) -> str:
     """A short name for rule texts as we wrote them."""
+    return _digest(tuple(written))
+
+
+@lru_cache(maxsize=4096)
+def _digest(written: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(written).encode()).hexdigest()[:32]
 
 
@@ -138,10 +144,16 @@ def shallow_chains(desired: DesiredTable) -> frozenset[str]:
     return frozenset(place.chain for place in places) - deep
 
 
-def stray_targets(observed: Observed) -> frozenset[str]:
-    """What rules of ours jump to beyond the observed chains: a chain of ours that somebody renamed, or a target."""
-    targets = {rule.target for rules in observed.chains.values() for rule in rules if rule.tag}
-    return frozenset(targets - observed.chains.keys() - {""})
+def targets(desired: DesiredTable) -> frozenset[str]:
+    """The targets and chains that rules of ours should lead to."""
+    texts = [line.text for chain in desired.chains for line in chain.lines] + [p.text for p in desired.placements]
+    return frozenset(Rule(text).target for text in texts)
+
+
+def stray_targets(observed: Observed, known: Collection[str]) -> frozenset[str]:
+    """What rules of ours lead to beyond the observed chains and the `known` targets: a chain that somebody renamed."""
+    found = {rule.target for rules in observed.chains.values() for rule in rules if rule.tag}
+    return frozenset(found - observed.chains.keys() - {""} - set(known))
 
 
 def plan(

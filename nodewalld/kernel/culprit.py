@@ -4,12 +4,14 @@ The kernel names the writing tool (NFTA_GEN_PROC_PID and _NAME, at most 15 chara
 by walking up at once, while the tool is still closing its socket.
 """
 
+import os
 from pathlib import Path
 
 from nodewalld.core.events import Culprit, Process
 from nodewalld.kernel.nftevents import GenerationEvent
 
 _DEPTH = 8
+_STAT_MAX = 4096
 
 
 def culprit(event: GenerationEvent, proc: Path = Path("/proc")) -> Culprit:
@@ -39,10 +41,19 @@ def _parents(proc: Path, pid: int) -> tuple[Process, ...]:
 
 
 def _stat(proc: Path, pid: int) -> tuple[str, int] | None:
-    """Name and parent of a process; the name stands in parentheses and may hold any character (proc(5))."""
+    """Name and parent of a process; the name stands in parentheses and may hold any character (proc(5)).
+
+    By bare system calls, because a repair waits for it.
+    """
     try:
-        text = (proc / str(pid) / "stat").read_text(errors="backslashreplace")
+        file = os.open(f"{proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        text = os.read(file, _STAT_MAX).decode(errors="backslashreplace")
+    except OSError:  # it has ended meanwhile
+        return None
+    finally:
+        os.close(file)
     name, _, rest = text.partition("(")[2].rpartition(")")
-    return name, int(rest.split()[1])
+    return name, int(rest.split(maxsplit=2)[1])

@@ -51,6 +51,9 @@ class Firewall(Protocol):
     family: Family
     backend: Backend
 
+    def attend(self, chains: Mapping[Table, Collection[str]]) -> None:
+        """Say which chains concern us; whatever was known of them before is read anew."""
+
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
         """A value that changes when one of these chains does; starts no process."""
 
@@ -208,6 +211,9 @@ class NftFirewall(_Tools):
         if "_writer" in self.__dict__:
             self._writer.close()
 
+    def attend(self, chains: Mapping[Table, Collection[str]]) -> None:
+        self._reader.attend({(self.family, table.value): names for table, names in chains.items()})
+
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
         return tuple(self._reader.look(self.family, table.value, sorted(chains)).values())
 
@@ -318,6 +324,9 @@ class LegacyFirewall(_Tools):
     def close(self) -> None:
         if "_reader" in self.__dict__:
             self._reader.close()
+
+    def attend(self, chains: Mapping[Table, Collection[str]]) -> None:
+        """Whole tables are read here."""
 
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:  # noqa: ARG002 - see Firewall
         return self._reader.fingerprint(table.value)

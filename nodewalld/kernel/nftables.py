@@ -12,7 +12,7 @@ for the matches and targets of iptables, whose private part is zeroed in a dump 
 
 import errno
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -39,7 +39,7 @@ from nodewalld.kernel.netlink import (
     text,
 )
 from nodewalld.kernel.nftbatch import Form, form
-from nodewalld.kernel.nftevents import GenerationEvents
+from nodewalld.kernel.nftevents import ChainEvents, GenerationEvents
 
 __all__ = ["ChainRule", "NetlinkError", "NftablesReader", "written_digest"]
 
@@ -49,6 +49,7 @@ _GETRULE = _NFT | 7
 _GETGEN = _NFT | 16
 
 _GEN_ID = 1
+_ANY_FAMILY = netfilter_body(0)
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _RULE_WORDS = frozenset({5, 7})  # NFTA_RULE_COMPAT, NFTA_RULE_USERDATA (the comment)
@@ -91,12 +92,16 @@ class ChainRule:
 
 
 class NftablesReader:
-    """Reads chains through one socket, kept open, and listens on another; for one thread."""
+    """Reads chains through one socket, kept open, and listens on others; for one thread.
+
+    A chain that concerns us is read again only when a transaction has touched it.
+    """
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket()
         self._settled: int | None = None
-        self._seen: dict[_Where, tuple[ChainRule, ...] | None] = {}  # in the settled generation
+        self._seen: dict[_Where, tuple[ChainRule, ...] | None] = {}  # as in the settled generation
+        self._attended: frozenset[_Where] = frozenset()
         self._names: dict[tuple[Family, str], dict[str, tuple[str, ...]]] = {}  # likewise
         self._parsed: dict[_Where, dict[bytes, ChainRule]] = {}
 
@@ -104,9 +109,21 @@ class NftablesReader:
     def _events(self) -> GenerationEvents:
         return GenerationEvents()
 
+    @cached_property
+    def _touches(self) -> ChainEvents:
+        return ChainEvents()
+
+    def attend(self, chains: Mapping[tuple[Family, str], Collection[str]]) -> None:
+        """Say which chains concern us; what was read before is read anew."""
+        self._attended = frozenset((*where, name) for where, names in chains.items() for name in names)
+        try:
+            self._touches.attend(chains)
+        except OSError:  # no room for a filter in this kernel: then each transaction may have touched them
+            self._attended = frozenset()
+
     def generation(self) -> int:
         """The number of the last transaction; equal numbers mean an unchanged ruleset."""
-        ((_, answer),) = self._netlink.ask(_GETGEN, 0, netfilter_body(0), "read the nf_tables generation")
+        ((_, answer),) = self._netlink.ask(_GETGEN, 0, _ANY_FAMILY, "read the nf_tables generation")
         return int(U32.unpack_from(answer, spans(answer, BODY, len(answer))[_GEN_ID][0])[0])
 
     def rules(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
@@ -116,6 +133,8 @@ class NftablesReader:
     def look(self, family: Family, table: str, chains: Iterable[str]) -> dict[str, tuple[ChainRule, ...] | None]:
         """The rules of chains of one table, all of one generation. A generation is read but once."""
         keys = [(family, table, name) for name in chains]
+        if self._seen.keys() >= set(keys) and self.generation() == self._settled:
+            return {key[2]: self._seen[key] for key in keys}
 
         def read() -> dict[str, tuple[ChainRule, ...] | None]:
             for key in keys:
@@ -199,9 +218,9 @@ class NftablesReader:
         for _ in range(_ATTEMPTS):
             before = self.generation()
             if before != self._settled:
-                self._seen.clear()
-                self._names.clear()
                 self._settle(before)
+                self._names.clear()
+                self._forget()
             found = read()
             if self.generation() == before:
                 return found
@@ -224,11 +243,26 @@ class NftablesReader:
                 break
         self._settled = generation
 
+    def _forget(self) -> None:
+        """Forget what may have been touched by the transactions that have ended by now.
+
+        That a transaction touched something is told after it was done, so what is read from now on is not older.
+        """
+        touches = self._touches.read()
+        if touches is None:
+            self._seen.clear()
+            return
+        touched = {(touch.family, touch.table, touch.chain) for touch in touches}
+        for key in list(self._seen):
+            if key not in self._attended or key in touched or (*key[:2], "") in touched:
+                del self._seen[key]
+
     def close(self) -> None:
         """Close the sockets."""
         self._netlink.close()
-        if "_events" in self.__dict__:
-            self._events.close()
+        for name in ("_events", "_touches"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
 
     def __enter__(self) -> Self:
         return self

@@ -121,10 +121,14 @@ class GenerationEvents(_Subscription):
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """A transaction's notification of something in a table of ours; `port_id` is the writer's, as in its end."""
+    """What a transaction touched: rules of a chain, or ("") anything else in a table that concerns us.
+
+    `port_id` is the writer's, as in the transaction's end.
+    """
 
     family: Family
     table: str
+    chain: str
     port_id: int
 
 
@@ -141,13 +145,13 @@ class ChainEvents(_Subscription):
 
     def attend(self, chains: Mapping[tuple[Family, str], Collection[str]]) -> None:
         """Hear from now on of these chains of these families and tables. The next `read` says that it can't tell."""
-        self._chains, self._unsure = chains, True
+        before, self._chains, self._unsure = self._chains, chains, True
         if not chains:
             pass_nothing(self._socket)
-            return
-        families = {NFPROTO[family] for family, _ in chains}
-        names = {name for some in chains.values() for name in some}
-        pass_touching(self._socket, families, {table for _, table in chains}, names)
+        elif chains != before:
+            families = {NFPROTO[family] for family, _ in chains}
+            names = {name for some in chains.values() for name in some}
+            pass_touching(self._socket, families, {table for _, table in chains}, names)
 
     def read(self) -> frozenset[Touch] | None:
         """What has been touched since the last read; None when it may have been anything."""
@@ -164,12 +168,11 @@ class ChainEvents(_Subscription):
             if family is None or _TABLE not in found or kind & 0xFF == NEWGEN:
                 continue
             table = string(datagram, *found[_TABLE])
+            rule = kind & 0xFF in _RULES and _CHAIN in found
+            chain = string(datagram, *found[_CHAIN]) if rule else ""
             chains = self._chains.get((family, table))
-            if chains is None:
-                continue
-            if kind & 0xFF in _RULES and _CHAIN in found and string(datagram, *found[_CHAIN]) not in chains:
-                continue
-            yield Touch(family, table, port_id)
+            if chains is not None and (not rule or chain in chains):
+                yield Touch(family, table, chain, port_id)
 
 
 def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, int]]:
