@@ -10,6 +10,7 @@ from kernel_ns import argv, in_own_namespace, sh
 
 from nodewalld.core.words import Family
 from nodewalld.kernel import socketfilter
+from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.nftevents import ChainEvents, GenerationEvents
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -77,6 +78,22 @@ def test_just_what_touches_our_chains_is_told() -> None:
         with prepare() as events:
             argv(shlex.split(command), stdin=BOTH)
             assert heard(events) == touched, what
+
+
+def everything(reader: NftablesReader) -> list[object]:
+    return [reader.look(family, table, sorted(names)) for (family, table), names in CHAINS.items()]
+
+
+@in_own_namespace
+def test_a_reader_that_reads_only_what_was_touched_sees_what_a_new_one_sees() -> None:
+    for what, (command, _) in TRANSACTIONS.items():
+        sh("nft flush ruleset")
+        with prepare(), NftablesReader() as reader, NftablesReader() as fresh:
+            reader.attend(CHAINS)
+            before = everything(reader)
+            assert everything(reader) == before
+            argv(shlex.split(command), stdin=BOTH)
+            assert everything(reader) == everything(fresh), what
 
 
 @in_own_namespace
