@@ -6,7 +6,7 @@ gone". What reads and writes belong together is done in `exclusive`.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -297,13 +297,17 @@ class NftFirewall(_Tools):
 
 
 class LegacyFirewall(_Tools):
-    """iptables-legacy. Reading, deciding and writing happen under the xtables lock, so that nothing comes between."""
+    """iptables-legacy. Reading, deciding and writing happen under the xtables lock, so that nothing comes between.
+
+    The text of a rule is read once: of a table in which nothing new stands the kernel's own bytes tell it all.
+    """
 
     def __init__(self, family: Family, private_lock: Path, lock_timeout: float, lock_file: str = LOCK_FILE) -> None:
         super().__init__(family, Backend.LEGACY, {LOCK_FILE_VARIABLE: str(private_lock)})
         self._lock = XtablesLock(os.environ.get(LOCK_FILE_VARIABLE, lock_file))
         self._lock_timeout = lock_timeout
         self._own: dict[Table, tuple[int, frozenset[str]]] = {}
+        self._contents: dict[bytes, Rule] = {}
 
     @cached_property
     def _reader(self) -> LegacyReader:
@@ -349,9 +353,25 @@ class LegacyFirewall(_Tools):
         return self.observe_all(table)
 
     def observe_all(self, table: Table) -> Observed:
-        if table.value not in self._reader.tables():
+        size = self._reader.size(table.value)
+        if not size:
             return Observed({})
-        return Observed(self._save(table))
+        said = self._reader.rules(table.value) if size < _LARGE else None
+        if said is None:
+            return Observed(self._save(table))
+        known = self._contents
+        if not all(digest in known for rules in said.values() for digest in rules):
+            self._learn(said, read := self._save(table), steady=self._reader.rules(table.value) == said)
+            return Observed(read)
+        return Observed({name: tuple([known[digest] for digest in rules]) for name, rules in said.items()})
+
+    def _learn(self, said: Mapping[str, Sequence[bytes]], read: Mapping[str, Sequence[Rule]], *, steady: bool) -> None:
+        """Remember how the tool prints what the kernel said, if nobody has gone round the lock meanwhile."""
+        if len(self._contents) > _CONTENTS_MAX:
+            self._contents.clear()
+        if steady and {name: len(rules) for name, rules in said.items()} == {n: len(r) for n, r in read.items()}:
+            for name, rules in said.items():
+                self._contents.update(zip(rules, read[name], strict=True))
 
     def tallies(self, table: Table, chains: Iterable[str]) -> dict[str, tuple[tuple[int, int], ...]]:
         found = self._reader.tallies(table.value)

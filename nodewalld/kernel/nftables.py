@@ -60,7 +60,8 @@ _JUMPS = frozenset({0xFFFFFFFD, 0xFFFFFFFC})  # NFT_JUMP -3, NFT_GOTO -4
 
 _TAG = TAG_PREFIX.encode()  # in the comment match's data, or in the userdata, as the tool's version has it
 
-_LOOKUP = b"lookup\0"  # the expression that asks a set
+# What asks a set: an expression of nf_tables, or a match or target of x_tables (nft_compat.c: the name comes first).
+_SETS = (b"lookup\0", struct.pack("=HH", 8, 1) + b"set\0", struct.pack("=HH", 8, 1) + b"SET\0")
 
 _QUOTA_FLAGS, _QUOTA_CONSUMED = 2, 4
 _QUOTA_DEPLETED = 2  # set by the kernel in a dump once the quota is used up
@@ -80,8 +81,8 @@ class ChainRule:
 
     `handle` is its identity: a rule written again, with the same words, has another. `digest` is of what it
     says (expressions, comment): it moves when a rule is replaced in place, not when packets pass. A rule with
-    an anonymous set names that set in its digest, so writing it again moves the digest too, and two rules may share a
-    digest at different times: `looks_up` marks these. `tagged`: our tag stands somewhere in it.
+    a set says which by a number that may be another set's tomorrow, so two rules may share a digest at different times:
+    `looks_up` marks these. `tagged`: our tag stands somewhere in it.
     """
 
     handle: int
@@ -295,7 +296,7 @@ def _parse_rule(shown: bytes) -> ChainRule:
             digest.update(content[start:end])
         elif kind in _RULE_WORDS:
             digest.update(content[start - 4 : end])
-    return ChainRule(handle, digest.digest(), jump, _TAG in shown, _LOOKUP in shown)
+    return ChainRule(handle, digest.digest(), jump, _TAG in shown, any(each in shown for each in _SETS))
 
 
 def _tally(answer: bytes) -> tuple[int, int]:

@@ -15,8 +15,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Self
 
@@ -30,7 +31,13 @@ _ATTEMPTS = 10  # a table that is replaced between the two calls has another siz
 _NO_COUNTERS = bytes(16)
 _COUNTERS = struct.Struct("@QQ")  # packets, bytes
 _OFFSETS = struct.Struct("@HH")  # of the target and of the next entry
+_VERDICT = struct.Struct("@i")  # of the standard target; an offset into the table when it isn't negative
+_SIZE = struct.Struct("@H")
+_SO_IP_SET, _SET_BY_INDEX, _SET_PROTOCOL = 83, 7, 6  # uapi ip_set.h: ip_set_req_get_set
+_NO_SET = 0xFFFF  # IPSET_INVALID_ID
+_SET_REQUEST = struct.Struct("@IIH30s")
 _ERROR_TARGET = b"ERROR\0"
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -121,13 +128,79 @@ class LegacyReader:
         # A user's chain ends in a RETURN that nobody wrote.
         return {name: tuple(seen[:-1]) for name, seen in found.items()}
 
+    def rules(self, table: str) -> dict[str, tuple[bytes, ...]] | None:
+        """What each rule says, by chain and from its top, as a digest; None when the table does not exist.
+
+        Rules with one digest have one text: it is of the whole rule, with the name of the chain that it leads to.
+        """
+        content = self._content(table)
+        if content is None:
+            return None
+        info, entries = content
+        _, valid, *places, _, _ = _INFO.unpack(info)
+        starts = {places[hook]: name for hook, name in enumerate(_HOOKS) if valid & (1 << hook)}
+        walked = list(self._walk(entries))
+        heads: set[int] = set()
+        for start, target, following in walked:
+            if (name := _chain_name(entries, start + target)) is not None:
+                heads.add(start)
+                starts[start + following] = name  # behind the table's last entry nothing begins
+        found: dict[str, list[bytes]] = {}
+        rules: list[bytes] = []
+        for start, target, following in walked:
+            if start in starts:
+                rules = found.setdefault(starts[start], [])
+            if start not in heads:
+                rules.append(self._said(entries, start, target, following, starts))
+        # A chain ends in its policy, or a user's one in a RETURN that nobody wrote.
+        return {name: tuple(said[:-1]) for name, said in found.items()}
+
+    def _said(self, entries: bytearray, start: int, target: int, following: int, starts: Mapping[int, str]) -> bytes:
+        """The digest of a rule."""
+        rule = entries[start : start + following]
+        layout = self._layout
+        rule[layout.counters : layout.counters + 16] = _NO_COUNTERS
+        rule[layout.offsets + 4 : layout.offsets + 8] = bytes(4)  # comefrom: from which hooks the kernel gets here
+        names = [self._set_name(rule, at) for at in self._sets(rule, target)]
+        if not rule[target + 2]:  # the standard target has no name
+            (verdict,) = _VERDICT.unpack_from(rule, target + 32)
+            if verdict >= 0:
+                # A rule without a target leads to the one behind it; no chain begins there, each having its own end.
+                names.append(b"" if verdict == start + following else starts[verdict].encode(errors="surrogateescape"))
+                _VERDICT.pack_into(rule, target + 32, 0)
+        return blake2b(b"\0".join((bytes(rule), *names)), digest_size=16).digest()
+
+    def _sets(self, rule: bytearray, target: int) -> Iterator[int]:
+        """Where a rule holds the numbers of ipsets (xt_set.h: xt_set_info, at the beginning of the private part)."""
+        at = self._layout.counters + 16
+        while at < target:
+            (size,) = _SIZE.unpack_from(rule, at)
+            if rule[at + 2 : at + 6] == b"set\0":
+                yield at + 32
+            at += size or target
+        if rule[target + 2 : target + 6] == b"SET\0":
+            last = 3 if rule[target + 31] >= 3 else 2  # to add to, to delete from, and since revision 3 to map
+            places = range(target + 32, target + 32 + 4 * last, 4)
+            yield from (at for at in places if _SIZE.unpack_from(rule, at)[0] != _NO_SET)
+
+    def _set_name(self, rule: bytearray, at: int) -> bytes:
+        """The name of the set with this number, which is blanked: it may be another set's tomorrow."""
+        (number,) = _SIZE.unpack_from(rule, at)
+        _SIZE.pack_into(rule, at, 0)
+        request = bytearray(_SET_REQUEST.pack(_SET_BY_INDEX, _SET_PROTOCOL, number, bytes(30)))
+        if self._getsockopt(_SO_IP_SET, request, self._ipset):
+            return os.urandom(16)  # it has gone meanwhile: like nothing that is known
+        return bytes(request[8:]).partition(b"\0")[0]
+
     def has_chain(self, table: str, name: str) -> bool:
         """Whether a table holds a user's chain of this name."""
         return name in self.chains(table)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._socket.close()
+        if "_ipset" in self.__dict__:
+            self._ipset.close()
 
     def __enter__(self) -> Self:
         return self
@@ -172,12 +245,17 @@ class LegacyReader:
             raise LegacyError(number, f"read the size of table {table} ({self._family}, legacy)")
         return bytes(buffer)
 
-    def _getsockopt(self, option: int, buffer: bytearray) -> int:
+    @cached_property
+    def _ipset(self) -> socket.socket:
+        """Sets answer to IPv4 sockets only (ip_set_core.c: so_set)."""
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+    def _getsockopt(self, option: int, buffer: bytearray, asked: socket.socket | None = None) -> int:
         # Python's own getsockopt can't pass anything in.
         length = ctypes.c_uint32(len(buffer))
         first = ctypes.byref(ctypes.c_char.from_buffer(buffer))
-        level = self._layout.level
-        done = _libc.getsockopt(self._socket.fileno(), level, option, first, ctypes.byref(length))
+        level = socket.SOL_IP if asked else self._layout.level
+        done = _libc.getsockopt((asked or self._socket).fileno(), level, option, first, ctypes.byref(length))
         return ctypes.get_errno() if done != 0 else 0
 
 
