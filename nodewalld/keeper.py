@@ -13,7 +13,7 @@ from nodewalld.core.desired import Desired, DesiredSet
 from nodewalld.core.events import Event, Kind, Reason
 from nodewalld.core.plan import Change
 from nodewalld.kernel.process import ProgramError
-from nodewalld.kernel.sets import SET_TYPE, SetError, Sets
+from nodewalld.kernel.sets import SetError, Sets
 from nodewalld.memory import Memory
 
 _DESTROY_ATTEMPTS = 50
@@ -99,15 +99,12 @@ class SetKeeper:
     def _sync_one(self, entry: DesiredSet) -> Change | None:
         """Bring one set to its content; what was wrong, or None."""
         header, subject = self._sets.header(entry.name), f"the set {entry.name}"
-        if header is None:
-            change = Change(entry.name, Reason.MISSING, subject, "was not there")
-        elif header.type_name == SET_TYPE and self._sets.holds(entry.name, entry.networks):
+        if not self._sets.fill(entry.name, entry.family, entry.networks):
             return None
-        else:
-            reason = Reason.CHANGED if header.size else Reason.FLUSHED
-            change = Change(entry.name, reason, subject, "did not hold what it should")
-        self._sets.replace(entry.name, entry.family, entry.networks)
-        return change
+        if header is None:
+            return Change(entry.name, Reason.MISSING, subject, "was not there")
+        reason = Reason.CHANGED if header.size else Reason.FLUSHED
+        return Change(entry.name, reason, subject, "did not hold what it should")
 
     def _repair(self, entry: DesiredSet, change: Change) -> Event:
         return Event(

@@ -276,3 +276,47 @@ def test_a_set_has_room_to_double(count: int) -> None:
     assert capacity(count) >= 65536
     assert capacity(count) > 2 * count
     assert capacity(count) & (capacity(count) - 1) == 0
+
+
+@pytest.mark.parametrize("family", list(Family))
+@in_own_namespace
+def test_what_differs_a_little_is_changed_a_little(family: Family) -> None:
+    """Also where somebody else changed the set, or an entry is a /0; what can't be done so is replaced."""
+    started = []
+
+    def counted(*words: object, **more: object) -> Result:
+        started.append(words)
+        return run(*words, **more)  # type: ignore[arg-type]
+
+    def net(number: int) -> str:
+        return f"10.{number >> 8}.{number & 255}.0/24" if family is Family.IPV4 else f"fd00:{number}::/64"
+
+    everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
+    most = [net(n) for n in range(200)]
+    with Sets(counted) as sets:
+
+        def fill(*wanted: str) -> tuple[bool, int]:
+            before = len(started)
+            changed = sets.fill("mine", family, nets(*wanted))
+            assert sets.holds("mine", nets(*wanted))
+            return changed, len(started) - before
+
+        assert fill(*most) == (True, 1)
+        assert fill(*most) == (False, 0)
+        assert fill(*most[1:], net(201)) == (True, 0)
+        sh(f"ipset del mine {most[7]}")
+        sh(f"ipset add mine {net(202)}")
+        assert fill(*most) == (True, 0)
+        assert fill(*most, everything) == (True, 0)
+        assert fill(everything) == (True, 0)
+        assert fill(*[net(n) for n in range(300)]) == (True, 1)
+        sh(f"ipset add mine {net(299).replace('/24', '/25').replace('/64', '/65')} nomatch")
+        assert fill(*most) == (True, 1)
+        sh("ipset destroy mine")
+        sh(f"ipset create mine hash:net family {'inet' if family is Family.IPV4 else 'inet6'} maxelem 2")
+        assert fill(*most[:2]) == (True, 0)
+        assert fill(*most[:3]) == (True, 1)
+        sh("ipset destroy mine")
+        sh("ipset create mine hash:ip")
+        with pytest.raises(SetTypeConflict):
+            fill(*most)

@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network
@@ -139,8 +139,26 @@ class Sets:
 
     def holds(self, name: str, networks: Iterable[Network]) -> bool:
         """Whether a set holds exactly these networks; half the cost of comparing `entries`."""
-        wanted = {(each.network_address.packed, each.prefixlen, False) for each in _halved(networks)}
-        return wanted == set(self._entries(name))
+        return set(map(_packed, _halved(networks))) == set(self._entries(name))
+
+    def fill(self, name: str, family: Family, networks: Iterable[Network]) -> bool:
+        """Give a set that may hold it already this content, by the least that does; returns whether it had to change.
+
+        Raises what `replace` does.
+        """
+        header = self.header(name)
+        networks = frozenset(networks)
+        if header is None or (header.type_name, header.family) != (SET_TYPE, family):
+            self.replace(name, family, networks)
+            return True
+        wanted = set(map(_packed, _halved(networks)))
+        held = set(self._entries(name))
+        coming, going = wanted - held, held - wanted
+        if not coming and not going:
+            return False
+        if any(nomatch for _, _, nomatch in going) or not self._amend(header, name, family, coming, going):
+            self.replace(name, family, networks)
+        return True
 
     def replace(self, name: str, family: Family, networks: Iterable[Network]) -> None:
         """Give a set this content at one stroke, making it if need be.
@@ -169,23 +187,26 @@ class Sets:
 
         What stays is never missed; what comes is there before the first goes.
         """
-        coming, going = new - old, old - new
-        existing = self.header(name)
-        if (
-            existing is None
-            or (existing.type_name, existing.family, existing.size) != (SET_TYPE, family, len(old))
-            or len(coming) + len(going) > _FEW
-            or len(old) + len(coming) > existing.maxelem
-        ):
-            self.replace(name, family, new)
-            return
-        try:
-            self._amend(_ADD, name, family, coming)
-            self._amend(_DEL, name, family, going)
-        except NetlinkError:  # such as for a /0, which is two entries
+        coming, going = list(map(_packed, new - old)), list(map(_packed, old - new))
+        found = self.header(name)
+        known = found is not None and (found.type_name, found.family, found.size) == (SET_TYPE, family, len(old))
+        if found is None or not known or not self._amend(found, name, family, coming, going):
             self.replace(name, family, new)
 
-    def _amend(self, command: int, name: str, family: Family, entries: Iterable[Network]) -> None:
+    def _amend(
+        self, header: SetHeader, name: str, family: Family, coming: Collection[Entry], going: Collection[Entry]
+    ) -> bool:
+        """Add and delete a few entries; False when they are too many, or can't all be told to the kernel so."""
+        if len(coming) + len(going) > _FEW or header.size + len(coming) > header.maxelem:
+            return False
+        try:
+            self._tell(_ADD, name, family, coming)
+            self._tell(_DEL, name, family, going)
+        except NetlinkError:  # such as for a /0, which is two entries
+            return False
+        return True
+
+    def _tell(self, command: int, name: str, family: Family, entries: Iterable[Entry]) -> None:
         """Add or delete entries in one message; without NLM_F_EXCL, as `-exist` does."""
         elements = [_element(family, entry) for entry in entries]
         if elements:
@@ -240,10 +261,14 @@ class Sets:
                     yield _parse_entry(answer, start, end)
 
 
-def _element(family: Family, entry: Network) -> bytes:
-    kind = _IPADDR[family] | _NET_BYTEORDER
-    address = nested(_IP, attribute(kind, entry.network_address.packed))
-    return nested(_DATA, address, attribute(_CIDR, bytes([entry.prefixlen])))
+def _packed(network: Network) -> Entry:
+    return network.network_address.packed, network.prefixlen, False
+
+
+def _element(family: Family, entry: Entry) -> bytes:
+    packed, length, _ = entry
+    address = nested(_IP, attribute(_IPADDR[family] | _NET_BYTEORDER, packed))
+    return nested(_DATA, address, attribute(_CIDR, bytes([length])))
 
 
 def _parse_entry(answer: bytes, start: int, end: int) -> Entry:
