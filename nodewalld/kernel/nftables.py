@@ -116,6 +116,7 @@ class NftablesReader:
 
     def attend(self, chains: Mapping[tuple[Family, str], Collection[str]]) -> None:
         """Say which chains concern us; what was read before is read anew."""
+        self._seen.clear()
         self._attended = frozenset((*where, name) for where, names in chains.items() for name in names)
         try:
             self._touches.attend(chains)
