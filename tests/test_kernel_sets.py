@@ -297,7 +297,7 @@ def test_what_differs_a_little_is_changed_a_little(family: Family) -> None:
 
         def fill(*wanted: str) -> tuple[bool, int]:
             before = len(started)
-            changed = sets.fill("mine", family, nets(*wanted))
+            changed = sets.fill("mine", family, frozenset(nets(*wanted)))
             assert sets.holds("mine", nets(*wanted))
             return changed, len(started) - before
 

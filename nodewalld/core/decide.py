@@ -197,7 +197,8 @@ class _Decider:
         )
 
     def _own(self, networks: Iterable[Network]) -> frozenset[Network]:
-        return frozenset(n for n in networks if n.version == self.family.version)
+        kind = ipaddress.IPv4Network if self.family is Family.IPV4 else ipaddress.IPv6Network
+        return frozenset([network for network in networks if isinstance(network, kind)])
 
     def _items(self, peers: Iterable[Peer]) -> tuple[Source, ...]:
         items = []

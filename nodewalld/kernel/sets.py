@@ -141,13 +141,12 @@ class Sets:
         """Whether a set holds exactly these networks; half the cost of comparing `entries`."""
         return set(map(_packed, _halved(networks))) == set(self._entries(name))
 
-    def fill(self, name: str, family: Family, networks: Iterable[Network]) -> bool:
+    def fill(self, name: str, family: Family, networks: frozenset[Network]) -> bool:
         """Give a set that may hold it already this content, by the least that does; returns whether it had to change.
 
         Raises what `replace` does.
         """
         header = self.header(name)
-        networks = frozenset(networks)
         if header is None or (header.type_name, header.family) != (SET_TYPE, family):
             self.replace(name, family, networks)
             return True
@@ -305,12 +304,9 @@ def render_swap(
     return "\n".join(lines) + "\n"
 
 
-def _halved(networks: Iterable[Network]) -> set[Network]:
+def _halved(networks: Iterable[Network]) -> frozenset[Network]:
     """The networks, once each, with every /0 as its two halves."""
-    entries: set[Network] = set()
-    for network in networks:
-        if network.prefixlen:
-            entries.add(network)
-        else:
-            entries.update(network.subnets(1))
-    return entries
+    entries = frozenset(networks)
+    whole = [network for network in entries if not network.prefixlen]
+    halves: list[Network] = [half for network in whole for half in network.subnets(1)]
+    return entries.union(halves).difference(whole) if whole else entries
