@@ -31,6 +31,7 @@ from nodewalld.follower import Follower
 from nodewalld.governor import Governor
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
+from nodewalld.kernel.tracerule import sweep
 from nodewalld.reconciler import Reconciler
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.control import ControlServer, Request
@@ -145,6 +146,7 @@ class Daemon:
 
     def _start(self) -> None:
         with self._heart.working():
+            sweep()
             self._governor.start()
         self._due.resync = time.monotonic() + self._governor.config.daemon.resync
         self._after_pass()
@@ -237,6 +239,7 @@ class Daemon:
             self._reconciler.relink()
         if now >= due.resync or now >= due.retry:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
+            sweep()
             self._reconciler.resync()
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:

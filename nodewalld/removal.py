@@ -11,6 +11,7 @@ from nodewalld.core.plan import Observed
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import ORDER, Guard
 from nodewalld.kernel.firewall import Firewall, FirewallError
+from nodewalld.kernel.tracerule import sweep
 from nodewalld.memory import Made
 
 Opener = Callable[[Family, Backend], Firewall]
@@ -18,7 +19,7 @@ Opener = Callable[[Family, Backend], Firewall]
 
 def remove_rules(open_firewall: Opener, made: Iterable[Made]) -> tuple[dict[str, int], tuple[str, ...]]:
     """Remove rules and chains; returns their numbers, and why something of ours is still there."""
-    removed = {"rules": 0, "chains": 0}
+    removed = {"rules": sweep(), "chains": 0}
     made, problems = tuple(made), []
     for backend in Backend:
         for family in Family:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import nodewalld
-from nodewalld.commands import check, render, sets, steer
+from nodewalld.commands import check, render, sets, steer, trace
 from nodewalld.commands.common import (
     ATTENTION,
     BROKEN_PIPE,
@@ -255,6 +255,13 @@ COMMANDS = {
         "A running daemon lets go and stays idle until `nodewallctl reload`.",
         ("nodewallctl remove", "nodewallctl remove --json"),
     ),
+    "trace": _Command(
+        trace.run,
+        "show real packets passing real rules, live, each with its path",
+        "The kernel tells which rules a packet meets, in every table and backend; they are shown by their texts.\n"
+        "Tables nat see only a flow's first packet. Nothing is left behind, whatever ends the trace.",
+        trace.EXAMPLES,
+    ),
     "import": _Command(
         _import,
         "print rules that were written by hand, from iptables-save or the kernel, as TOML",
@@ -326,6 +333,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--yes", action="store_true", help="though it would shut this very connection")
     if name == "pause":
         parser.add_argument("--for", metavar="TIME", type=steer.duration, required=True, help="such as 10m")
+    if name == "trace":
+        trace.add_arguments(parser)
     if name == "set":
         for inner in sets.add_parsers(parser):
             _add_global(inner, given_only=True)

@@ -21,6 +21,7 @@ from nodewalld.core.events import Reason
 from nodewalld.core.position import Room, choose, rank, room
 from nodewalld.core.ruletext import Rule, split
 from nodewalld.core.steps import Command, Delete, Insert, Step, render
+from nodewalld.core.tracing.traffic import TAG as TRACE_TAG
 from nodewalld.core.words import Family, Table
 
 
@@ -300,12 +301,15 @@ class _ChainPlan:
         self.surplus: list[int] = []
         self.foreign: list[Rule] = []
         self.standing: list[int] = []  # where the foreign rules stand
+        self.traces: list[int] = []  # rules of `nodewallctl trace`, which go by themselves and count for nobody
         self.slots: list[int] = []
         for index, rule in enumerate(self.rules):
             self.slots.append(len(self.foreign))
             found = next((i for i, place in enumerate(places) if self._is(place, rule)), None)
             if found is not None:
                 self.copies[found].append(index)
+            elif rule.tag.startswith(TRACE_TAG):
+                self.traces.append(index)
             elif rule.tag:
                 self.surplus.append(index)
             else:
@@ -383,7 +387,8 @@ class _ChainPlan:
                 continue
             staying = (self.copies[j][0] for j in ours[above + 1 :] if j not in wrong and targets[j] == targets[i])
             below = next(staying, next(iter(self.standing[targets[i] :]), None))
-            draft.steps.append(Insert(name, self.places[i].text, targets[i] + above + 1, below))
+            traces = sum(below is None or index < below for index in self.traces)
+            draft.steps.append(Insert(name, self.places[i].text, targets[i] + above + traces + 1, below))
             draft.changes.append(wrong[i])
 
     def _delete_text(self, i: int, index: int) -> str:

@@ -192,6 +192,11 @@ class LegacyReader:
             return os.urandom(16)  # it has gone meanwhile: like nothing that is known
         return bytes(request[8:]).partition(b"\0")[0]
 
+    def mentions(self, table: str, words: bytes) -> bool:
+        """Whether these bytes stand anywhere in a table, in a comment for example."""
+        content = self._content(table)
+        return content is not None and words in content[1]
+
     def has_chain(self, table: str, name: str) -> bool:
         """Whether a table holds a user's chain of this name."""
         return name in self.chains(table)
