@@ -127,6 +127,30 @@ def test_killed_it_is_back_at_once_and_its_rules_were_never_absent(machine: Mach
     assert passed(counts()) == 0
 
 
+_BEGIN_TRACE_AND_KILL_IT = """
+nodewallctl trace tcp --dport 31002 --for 1h >/dev/null 2>/run/told & trace=$!
+until grep Following /run/told; do sleep 0.02; done
+iptables-legacy -t raw -S; cat /proc/net/netfilter/nf_log
+kill -9 $(cat /proc/$trace/task/$trace/children); kill -9 $trace; wait $trace
+"""
+
+
+def test_killed_with_a_trace_it_gives_back_what_the_trace_had_borrowed(machine: Machine) -> None:
+    for tool in ("iptables", "ip6tables"):
+        machine.run(f"update-alternatives --set {tool} /usr/sbin/{tool}-legacy")
+    guard(machine, "legacy")
+    before = machine.run("cat /proc/net/netfilter/nf_log").stdout
+    during = machine.run(_BEGIN_TRACE_AND_KILL_IT, check=False).stdout
+    assert "nodewalld:trace/" in during
+    assert " 2 nfnetlink_log " in during
+    pid = main_pid(machine)
+    machine.run(f"kill -9 {pid}")
+    wait_until_back(machine, pid, 10)
+    assert "nodewalld:trace/" not in machine.run("iptables-legacy -t raw -S").stdout
+    assert machine.run("cat /proc/net/netfilter/nf_log").stdout == before
+    assert "nf_log_ipv4" in before
+
+
 def test_a_daemon_that_hangs_is_killed_by_the_watchdog_and_back(bookworm: Machine) -> None:
     bookworm.add_peer()
     guard(bookworm)
