@@ -35,6 +35,7 @@ from nodewalld.commands.trace import EXAMPLES
 
 pytestmark = pytest.mark.kernel
 
+MANUAL = Path(__file__).parents[1] / "docs/trace.md"
 SEED = Path(__file__).with_name("seed-000.path").read_text().split()
 NAME_OF_LOG = "trace"
 # `nodewallctl` as it is on a kernel before 5.12, which knows no tables that die with their socket.
@@ -182,6 +183,20 @@ def test_people_get_texts_in_80_columns_as_it_happens(seed_node: Node) -> None:
     assert '-p tcp -m comment --comment "vault/vault:http" -m tcp -j DNAT --to-destination 10.42.0.2:8200' in flat
     assert re.search(r"now tcp 10\.90\.0\.1:\d+ -> 10\.42\.0\.2:8200", flat)
     assert re.search(r"packets? followed", trace.told)
+
+
+def test_the_manual_shows_what_is_shown(seed_node: Node) -> None:
+    """In both backends alike, but for the places where the kernel tells of interfaces."""
+    trace = Trace(seed_node, "tcp", "--dport", "31002", "--to", NODE.ipv4, "--from-node", "--count", "1")
+    connect_all(seed_node, [from_node("ipv4")])
+
+    def plain(text: str) -> list[str]:
+        text = re.sub(r"10\.90\.0\.1:\d+ -", "", re.sub(r"^[\d:.]+", "", text.strip()))
+        return [line for line in text.splitlines() if not line.startswith("  now out")]
+
+    documented = re.findall(r"```text\n(.*?)```", MANUAL.read_text(), re.DOTALL)[0]
+    *steps, _ = plain(documented)
+    assert plain(trace.end())[: len(steps)] == steps
 
 
 def test_only_what_was_asked_for_is_followed(seed_node: Node) -> None:
@@ -355,10 +370,12 @@ def test_the_logger_of_the_legacy_backend_is_put_back(laboratory: None, before: 
         assert f"2 {before} " in node.run("cat /proc/net/netfilter/nf_log").stdout
 
 
-def test_the_examples_of_the_help_run(laboratory: None) -> None:
+def test_the_examples_of_help_and_manual_run(laboratory: None) -> None:
+    manual = re.findall(r"^# (nodewallctl trace [^#\n]*[^# \n])", MANUAL.read_text(), re.MULTILINE)
+    assert manual
     with Node("nft", uplink="ens18") as node:
         node.run("iptables-nft -A INPUT -p tcp --dport 22 -j ACCEPT")
-        traces = [Trace(node, *example.split()[2:]) for example in EXAMPLES]
+        traces = [Trace(node, *example.split()[2:]) for example in dict.fromkeys((*EXAMPLES, *manual))]
         for trace in traces:
             trace.interrupt()
             trace.end()
