@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from lab.node import (
 from lab.traffic import Probe, connect_all, serve, serve_cluster
 from nodewalld.commands import ctl
 from nodewalld.commands.trace import EXAMPLES
+from nodewalld.core.tracing.traffic import Traffic
+from nodewalld.core.words import Family
 
 pytestmark = pytest.mark.kernel
 
@@ -92,6 +95,13 @@ class Trace:
 
     def interrupt(self) -> None:
         kill_entered(self.process, signal.SIGINT)
+
+    def line(self) -> str:
+        """The next line of its output, while it runs."""
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, self.told
+        return line.rstrip("\n")
 
     def end(self) -> str:
         """Its output, when it has ended as it should."""
@@ -169,10 +179,9 @@ def test_seed_000_is_told_as_in_its_log_but_by_texts(seed_node: Node, family: st
 def test_people_get_texts_in_80_columns_as_it_happens(seed_node: Node) -> None:
     trace = Trace(seed_node, "tcp", "--dport", "31000-31005", "--from-node", "--to", "10.90.0.0/24", "--for", "1h")
     connect_all(seed_node, [from_node("ipv4")])
-    assert trace.process.stdout
     shown = []
     while not any(line.startswith("  =>") for line in shown):
-        shown.append(trace.process.stdout.readline().rstrip("\n"))
+        shown.append(trace.line())
     trace.interrupt()
     text = "\n".join([*shown, trace.end(), trace.told])
     assert max(map(len, text.splitlines())) <= 80
@@ -216,19 +225,12 @@ def test_only_what_was_asked_for_is_followed(seed_node: Node) -> None:
 def test_icmp_is_followed_in_both_families(seed_node: Node) -> None:
     trace = Trace(seed_node, "icmp", "--json", "--for", "1h")
     connect_all(seed_node, [dial(STRANGER, family, NODE, 0, "icmp") for family in FAMILIES])
-    assert trace.process.stdout
     seen = set()
     while not {"icmp", "icmpv6"} <= seen:
-        packet = json.loads(trace.process.stdout.readline())
+        packet = json.loads(trace.line())
         seen |= {packet["protocol"]} if packet["detail"] == "echo request" else set()
     trace.interrupt()
     trace.end()
-
-
-def test_a_trace_that_sees_nothing_says_so_and_ends(seed_node: Node) -> None:
-    trace = Trace(seed_node, "tcp", "--dport", "9", "--for", "1s")
-    assert trace.end() == ""
-    assert "No such packet was seen." in trace.told
 
 
 @pytest.fixture
@@ -291,14 +293,27 @@ def test_nothing_is_left_after_kill_9_of_the_command_alone(kube: Node) -> None:
 
 def test_what_is_left_goes_with_the_next_trace_and_with_remove(kube: Node) -> None:
     before = everything(kube)
-    for command in (["trace", "tcp", "--for", "1s"], ["remove"]):
-        trace = Trace(kube, "tcp", "--for", "1h", old_kernel=kube.backend == "nft")
-        os.kill(trace.keeper, signal.SIGKILL)
-        kill_entered(trace.process)
-        trace.process.wait(10)
-        assert everything(kube) != before
-        kube.run([kube.python(), "-m", "nodewalld.commands.ctl", *command, "--state-dir", "/run/state"])
-        assert everything(kube) == before
+    command = ["remove"] if kube.backend == "nft" else ["trace", "tcp", "--for", "1s"]
+    trace = Trace(kube, "tcp", "--for", "1h", old_kernel=kube.backend == "nft")
+    os.kill(trace.keeper, signal.SIGKILL)
+    kill_entered(trace.process)
+    trace.process.wait(10)
+    assert everything(kube) != before
+    kube.run([kube.python(), "-m", "nodewalld.commands.ctl", *command, "--state-dir", "/run/state"])
+    assert everything(kube) == before
+
+
+def test_a_rule_that_nobody_takes_out_does_nothing_after_its_end(node: Node) -> None:
+    now = datetime.now(UTC)
+    for hours in (-1, 1):
+        rule = Traffic("tcp", from_node=True).rule(Family.IPV4, f"{hours}/-", now + timedelta(hours=hours))
+        node.run([f"iptables-{node.backend}", "-t", "raw", "-A", "OUTPUT", *rule])
+    connect_all(node, [from_node("ipv4")], timeout=0.2)
+    saved = node.run([f"iptables-{node.backend}-save", "-c", "-t", "raw"]).stdout
+    packets = {
+        word: int(count) for count, word in re.findall(r"^\[(\d+):.*nodewalld:trace/(\S+?)/", saved, re.MULTILINE)
+    }
+    assert packets["-1"] == 0 < packets["1"]
 
 
 def test_a_daemon_leaves_a_trace_alone_that_is_under_way(kube: Node) -> None:
@@ -375,10 +390,13 @@ def test_the_examples_of_help_and_manual_run(laboratory: None) -> None:
     assert manual
     with Node("nft", uplink="ens18") as node:
         node.run("iptables-nft -A INPUT -p tcp --dport 22 -j ACCEPT")
+        nothing = Trace(node, "tcp", "--dport", "9", "--for", "1s")
         traces = [Trace(node, *example.split()[2:]) for example in dict.fromkeys((*EXAMPLES, *manual))]
         for trace in traces:
             trace.interrupt()
             trace.end()
+        assert nothing.end() == ""
+        assert "No such packet was seen." in nothing.told
 
 
 @pytest.mark.parametrize(

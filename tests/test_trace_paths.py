@@ -1,6 +1,7 @@
 """From packets' bytes and the kernel's messages to paths and stories: pure, and right whatever comes."""
 
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
 
@@ -43,6 +44,9 @@ def header(destination: str = "10.0.0.1", dport: int = 31002, identity: int = 7)
 
 def spot(table: str, chain: str, kind: Kind = Kind.POLICY, backend: Backend = Backend.NFT, number: int = 0) -> Spot:
     return Spot(backend, "ip", table, chain, kind, number)
+
+
+START = spot("start", "PREROUTING", Kind.RULE, number=2)
 
 
 def followed(paths: Paths, *sightings: Sighting) -> list[Path]:
@@ -97,8 +101,8 @@ def test_packets_are_told_apart_and_put_together_across_a_nat() -> None:
     one, two = header(), header(identity=8)
     paths = followed(
         Paths("PREROUTING", "start"),
-        Sighting(spot("start", "PREROUTING"), Family.IPV4, one, identity=1),
-        Sighting(spot("start", "PREROUTING"), Family.IPV4, two, identity=2),
+        Sighting(START, Family.IPV4, one, identity=1),
+        Sighting(START, Family.IPV4, two, identity=2),
         Sighting(spot("nat", "PREROUTING"), Family.IPV4, one, identity=1),
         Sighting(spot("nat", "KUBE-SERVICES"), Family.IPV4, None, identity=1),
         Sighting(spot("nat", "PREROUTING"), Family.IPV4, two, identity=2),
@@ -114,17 +118,22 @@ def test_packets_are_told_apart_and_put_together_across_a_nat() -> None:
 @pytest.mark.parametrize("backend", Backend)
 def test_two_packets_that_are_exactly_alike_are_two(backend: Backend) -> None:
     start = "start" if backend is Backend.NFT else ""
-    places = [("start", "OUTPUT")] * bool(start) + [
+    places = [
         ("raw", "OUTPUT"),
         ("raw", "x"),
         ("raw", "OUTPUT"),
         ("filter", "OUTPUT"),
     ]
-    one = [Sighting(spot(table, chain, backend=backend), Family.IPV4, header(), identity=1) for table, chain in places]
+    spots = [START] * bool(start) + [spot(*place, backend=backend) for place in places]
+    one = [Sighting(each, Family.IPV4, header(), identity=1) for each in spots]
     assert [len(path.sightings) for path in followed(Paths("OUTPUT", start), *one, *one)] == [4, 4]
 
 
 def test_what_others_trace_is_not_shown() -> None:
+    """Such packets meet the end of our chain, but not our rule."""
+    theirs = [replace(START, kind=kind, number=0) for kind in (Kind.RETURN, Kind.POLICY)]
+    seen = [Sighting(each, Family.IPV4, header(), identity=1) for each in (*theirs, spot("filter", "INPUT"))]
+    assert followed(Paths("PREROUTING", "start"), *seen) == []
     assert followed(Paths("OUTPUT", "start"), Sighting(spot("raw", "OUTPUT"), Family.IPV4, header(), identity=1)) == []
     assert followed(Paths("OUTPUT"), Sighting(spot("raw", "OUTPUT"), Family.IPV4, None)) == []
 

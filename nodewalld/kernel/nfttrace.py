@@ -7,7 +7,7 @@ say so: then a rule of iptables does it (`tracerule`).
 
 Sources: include/uapi/linux/netfilter/nf_tables.h (nft_trace_attributes, NFT_TABLE_F_OWNER); net/netfilter/
 nf_tables_trace.c (the headers of a packet come with the first event of each base chain only); nf_tables_api.c,
-nf_tables_newtable (EOPNOTSUPP for flags that it doesn't know), nft_rcv_nl_event.
+nf_tables_newtable (for flags that it doesn't know: before 5.12 EINVAL, then EOPNOTSUPP), nft_rcv_nl_event.
 """
 
 import errno
@@ -89,7 +89,7 @@ class TraceTable:
             self._netlink.transact([_framed(_BATCH_BEGIN), *self._requests(traffic), _framed(_BATCH_END)], "trace")
         except OSError as error:
             self.close()
-            if error.errno == errno.EOPNOTSUPP:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise NoOwner from error
             raise
 

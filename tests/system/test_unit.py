@@ -135,19 +135,19 @@ kill -9 $(cat /proc/$trace/task/$trace/children); kill -9 $trace; wait $trace
 """
 
 
-def test_killed_with_a_trace_it_gives_back_what_the_trace_had_borrowed(machine: Machine) -> None:
+def test_killed_with_a_trace_it_gives_back_what_the_trace_had_borrowed(bookworm: Machine) -> None:
     for tool in ("iptables", "ip6tables"):
-        machine.run(f"update-alternatives --set {tool} /usr/sbin/{tool}-legacy")
-    guard(machine, "legacy")
-    before = machine.run("cat /proc/net/netfilter/nf_log").stdout
-    during = machine.run(_BEGIN_TRACE_AND_KILL_IT, check=False).stdout
+        bookworm.run(f"update-alternatives --set {tool} /usr/sbin/{tool}-legacy")
+    guard(bookworm, "legacy")
+    before = bookworm.run("cat /proc/net/netfilter/nf_log").stdout
+    during = bookworm.run(_BEGIN_TRACE_AND_KILL_IT, check=False).stdout
     assert "nodewalld:trace/" in during
     assert " 2 nfnetlink_log " in during
-    pid = main_pid(machine)
-    machine.run(f"kill -9 {pid}")
-    wait_until_back(machine, pid, 10)
-    assert "nodewalld:trace/" not in machine.run("iptables-legacy -t raw -S").stdout
-    assert machine.run("cat /proc/net/netfilter/nf_log").stdout == before
+    pid = main_pid(bookworm)
+    bookworm.run(f"kill -9 {pid}")
+    wait_until_back(bookworm, pid, 10)
+    assert "nodewalld:trace/" not in bookworm.run("iptables-legacy -t raw -S").stdout
+    assert bookworm.run("cat /proc/net/netfilter/nf_log").stdout == before
     assert "nf_log_ipv4" in before
 
 

@@ -12,16 +12,14 @@ from ipaddress import ip_address
 from nodewalld.core.words import Family
 
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
-NAMES = {
+_NAMES = {
     ICMP: "icmp",
     TCP: "tcp",
     UDP: "udp",
     ICMPV6: "icmpv6",
     SCTP: "sctp",
-    2: "igmp",
-    4: "ipip",
-    47: "gre",
-    50: "esp",
+    0: "hopopt",  # what is behind it isn't told
+    44: "ipv6-frag",
 }
 _WITH_PORTS = frozenset({TCP, UDP, SCTP})
 _EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop options, routing, destination options: all of the same shape
@@ -113,6 +111,6 @@ def _made(
     elif protocol in (ICMP, ICMPV6) and len(rest) >= 8:
         detail = _ECHO.get((protocol, rest[0]), f"type {rest[0]} code {rest[1]}")
         key = (*key, rest[:2], rest[6:8])  # not the echo's identity, which NAT changes like a port
-    name = NAMES.get(protocol, f"protocol {protocol}")
+    name = _NAMES.get(protocol, f"protocol {protocol}")
     ends = str(ip_address(source)), str(ip_address(destination))
     return Header(family, name, *ends, sport, dport, detail, (family, protocol, *key))

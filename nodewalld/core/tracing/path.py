@@ -112,7 +112,11 @@ class Paths:
     def _may_begin(self, sighting: Sighting) -> bool:
         """Others may trace packets of their own with nft; legacy has one channel for all, which is ours then."""
         spot = sighting.spot
-        return spot.backend is Backend.LEGACY or not self._start or spot.table == self._start
+        return spot.backend is Backend.LEGACY or not self._start or self._is_start(spot)
+
+    def _is_start(self, spot: Spot) -> bool:
+        """Whether it is our own rule that matched: what others have traced meets the end of our chain as well."""
+        return spot.table == self._start and spot.kind is Kind.RULE
 
     def _find(self, sighting: Sighting) -> Path | None:
         header = sighting.header
@@ -126,7 +130,7 @@ class Paths:
 
     def _is_back(self, path: Path, spot: Spot) -> bool:
         """Whether this is where packets begin, and the path has been further: then it is another, exactly like it."""
-        if spot.table == self._start:
+        if self._is_start(spot):
             return bool(path.sightings)
         before = [sighting.spot.table for sighting in path.sightings if sighting.spot.backend is spot.backend]
         return (spot.table, spot.chain) == (Table.RAW, self._hook) and before[-1:] not in ([], [Table.RAW])
