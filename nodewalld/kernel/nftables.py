@@ -175,6 +175,11 @@ class NftablesReader:
         answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"count in chain {chain} of {table} ({family})")
         return tuple(_tally(answer) for _, answer in answers)
 
+    def mentions(self, family: Family, table: str, words: bytes) -> bool:
+        """Whether these bytes stand in a rule of a table, in a comment for example, or stood a moment ago."""
+        body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table))
+        return bool(self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"search table {table} ({family})", words))
+
     def chain_exists(self, family: Family, table: str, chain: str) -> bool:
         """Whether the table has a chain of this name."""
         body = netfilter_body(NFPROTO[family], text(_CHAIN_TABLE, table), text(_CHAIN_NAME, chain))

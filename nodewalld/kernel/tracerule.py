@@ -34,7 +34,7 @@ _RAW = Table.RAW.value
 _NEEDLE = (TAG_PREFIX + TAG).encode()
 _NO_LOGGER = "-"  # of a rule for which none had to be changed
 _GRACE = timedelta(seconds=5)
-_WAIT = "10"  # seconds for the xtables lock
+_WAIT, _WAIT_TO_READ = "10", "1"  # seconds for the xtables lock; all of a sweep is one pass of the daemon
 
 
 class TraceRuleError(Exception):
@@ -175,12 +175,11 @@ def _in_legacy(family: Family) -> bool:
 
 def _in_nft(family: Family) -> bool:
     with NftablesReader() as reader:
-        chains = reader.look(family, _RAW, Table.RAW.builtin_chains)
-    return any(rule.tagged for rules in chains.values() for rule in rules or ())
+        return reader.mentions(family, _RAW, _NEEDLE)
 
 
 def _rules_of(family: Family, backend: Backend, chain: str) -> Iterator[_Placed]:
-    result = run([tool(family, backend), "-t", _RAW, "-S", chain])
+    result = run([tool(family, backend), "-w", _WAIT_TO_READ, "-t", _RAW, "-S", chain])
     for rule in parse_chains(result.stdout).get(chain, ()):
         left = left_by(rule.tag)
         if left:
