@@ -33,7 +33,7 @@ from lab.node import (
 from lab.traffic import Probe, connect_all, serve, serve_cluster
 from nodewalld.commands import ctl
 from nodewalld.commands.trace import EXAMPLES
-from nodewalld.core.tracing.traffic import Traffic
+from nodewalld.core.tracing.traffic import RATE, Traffic
 from nodewalld.core.words import Family
 
 pytestmark = pytest.mark.kernel
@@ -222,6 +222,13 @@ def test_only_what_was_asked_for_is_followed(seed_node: Node) -> None:
     assert all(packet["outcome"] == "delivered to this node" for packet in packets)
 
 
+def test_of_a_busy_port_only_some_packets_are_followed(seed_node: Node) -> None:
+    trace = Trace(seed_node, "udp", "--dport", "6000-6199", "--for", "1s", "--json")
+    connect_all(seed_node, [dial(STRANGER, "ipv4", NODE, 6000 + n, "udp") for n in range(200)], timeout=0.1)
+    assert 0 < len(trace.packets()) <= 2 * RATE + 1
+    assert "steps are missing" not in trace.told
+
+
 def test_icmp_is_followed_in_both_families(seed_node: Node) -> None:
     trace = Trace(seed_node, "icmp", "--json", "--for", "1h")
     connect_all(seed_node, [dial(STRANGER, family, NODE, 0, "icmp") for family in FAMILIES])
@@ -383,6 +390,18 @@ def test_the_logger_of_the_legacy_backend_is_put_back(laboratory: None, before: 
         trace.interrupt()
         trace.end()
         assert f"2 {before} " in node.run("cat /proc/net/netfilter/nf_log").stdout
+
+
+def test_the_command_stands_in_for_a_keeper_that_was_killed(laboratory: None) -> None:
+    with Node("legacy") as node:
+        node.run("iptables-legacy -A INPUT -p tcp")
+        before = everything(node)
+        trace = Trace(node, "tcp", "--for", "1h")
+        os.kill(trace.keeper, signal.SIGKILL)
+        assert everything(node) != before
+        trace.interrupt()
+        trace.end()
+        assert everything(node) == before
 
 
 def test_the_examples_of_help_and_manual_run(laboratory: None) -> None:
