@@ -196,15 +196,15 @@ class Guard:
         look_again = error.fleeting or table not in self.desired.tables
         state.fingerprint = _UNSEEN if look_again else self._fingerprint(table)
 
-    def preview(self, table: Table) -> TablePlan:
-        """What `settle` would do to a table, without doing it."""
+    def preview(self, table: Table) -> tuple[TablePlan, Observed]:
+        """What `settle` would do to a table, without doing it, and what it is planned from, foreign rules in full."""
         desired = self.desired.tables.get(table, DesiredTable())
         with self.firewall.exclusive():
-            observed = self._observe(table, self._everywhere(table, desired))
+            observed = self._observe(table, self._everywhere(table, desired), in_full=True)
         state = _TableState()
         planned = self._plan(table, desired, observed, state)
         state.pinned = self._led_to(table, planned.deleted)
-        return self._plan(table, desired, observed, state) if state.pinned else planned
+        return self._plan(table, desired, observed, state) if state.pinned else planned, observed
 
     def _led_to(self, table: Table, names: frozenset[str]) -> frozenset[str]:
         """Those of these chains of ours to which a foreign rule leads, wherever it stands."""
@@ -279,8 +279,9 @@ class Guard:
         waiting = tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
         return waiting if len(waiting) == len(chains) else ()
 
-    def _observe(self, table: Table, names: frozenset[str]) -> Observed:
-        shallow = shallow_chains(self.desired.tables.get(table, DesiredTable()))
+    def _observe(self, table: Table, names: frozenset[str], *, in_full: bool = False) -> Observed:
+        wanted = self.desired.tables.get(table, DesiredTable())
+        shallow = frozenset() if in_full else shallow_chains(wanted)
         observed = self.firewall.observe(table, names, shallow)
         strays = stray_targets(observed, self._targets.get(table, frozenset()))
         return self.firewall.observe(table, names | strays, shallow) if strays else observed

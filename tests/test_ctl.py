@@ -54,9 +54,29 @@ CHANGE = {
     "table": "mangle",
     "chain": "PREROUTING",
     "reason": "missing",
-    "why": "the jump is not there",
-    "commands": ["-A PREROUTING -j NODEWALL-PREROUTING"],
+    "why": "the jump was not there",
+    "entries": ["port/vault"],
+    "commands": ["-I PREROUTING 1 -j NODEWALL-PREROUTING"],
 }
+CHAIN = {
+    "family": "ipv4",
+    "table": "mangle",
+    "chain": "PREROUTING",
+    "exists": {"before": True, "after": True},
+    "rules": [
+        {"before": None, "after": 1, "rule": "-j NODEWALL-PREROUTING", "entries": ["port/vault"]},
+        *({"before": n, "after": n + 1, "rule": f"-j KUBE-{n}", "entries": []} for n in range(1, 6)),
+    ],
+}
+SET = {
+    "family": "ipv6",
+    "table": "ipset",
+    "chain": "office-v6",
+    "reason": "changed",
+    "why": "the set office-v6 holds 1 entries instead of 2",
+    "commands": ["add office-v6 2001:db8::1/128", "del office-v6 2001:db8::2/128"],
+}
+NOTHING: dict[str, Any] = {"changes": [], "chains": []}
 ROW = {
     "family": "ipv4",
     "table": "mangle",
@@ -85,7 +105,7 @@ class FakeOffline:
     def remove(self, state_dir: Path) -> dict[str, Any]:
         return self._answer("remove", state_dir)
 
-    def plan(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
+    def plan(self, config_dir: Path, state_dir: Path) -> dict[str, list[dict[str, Any]]]:
         return self._answer("plan", config_dir, state_dir)
 
     def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
@@ -166,11 +186,11 @@ def test_status_prints_one_screen_with_everything_that_matters(run: Run, daemon:
         "nodewalld: degraded since 2026-01-02",
         "  - no chain DOCKER-USER",
         "  - no ipset",
-        "10 of 12 in place (IPv4 enforcing, IPv6 degraded)",
-        "backend: nft",
+        "  rules:      10 of 12 in place (IPv4 enforcing, IPv6 degraded)",
+        "  backend:    nft",
         "/etc/nodewalld, generation 3",
         "not taken: a.toml:1: port: wrong",
-        "repairs: 4",
+        "  repairs:    4, last 2026-01-02",
         "Put back the jump\\x1b[31m",
         "felix insists on the top",
     ):
@@ -297,17 +317,43 @@ def test_remove_does_not_work_against_a_daemon_that_is_just_starting(run: Run, t
 
 
 def test_plan_is_0_for_nothing_and_3_for_something(run: Run) -> None:
-    assert run("plan", offline=[]) == (0, "Nothing to change.\n", "")
-    status, out, _ = run("plan", offline=[CHANGE])
+    assert run("plan", offline=NOTHING) == (0, "Nothing to change.\n", "")
+    value = {"changes": [SET, CHANGE], "chains": [CHAIN]}
+    status, out, _ = run("plan", offline=value)
     assert status == 3
     assert out.splitlines() == [
+        "ipset office-v6 (IPv6): changed",
+        "  the set office-v6 holds 1 entries instead of 2",
+        "  + add office-v6 2001:db8::1/128",
+        "  - del office-v6 2001:db8::2/128",
+        "",
         "mangle PREROUTING (IPv4): missing",
-        "  the jump is not there",
-        "    -A PREROUTING -j NODEWALL-PREROUTING",
-        "1 change.",
+        "  the jump was not there (port/vault)",
+        "  BEFORE AFTER",
+        "             1 + -j NODEWALL-PREROUTING [port/vault]",
+        "       1     2   -j KUBE-1",
+        "       2     3   -j KUBE-2",
+        "           ... 3 rules more, unchanged",
+        "",
+        "2 changes.",
     ]
-    status, out, _ = run("plan", "--json", offline=[CHANGE])
-    assert (status, json.loads(out)) == (3, {"changes": [CHANGE]})
+    status, out, _ = run("plan", "--json", offline=value)
+    assert (status, json.loads(out)) == (3, value)
+
+
+def test_plan_folds_what_is_long_and_cuts_nothing_but_a_sets_entries(run: Run) -> None:
+    ports = ",".join(str(port) for port in range(30000, 30015))
+    words = f'-p tcp -m multiport --dports {ports} -m comment --comment "a \\"long\\" one" -j {"N" * 28}'
+    rules = [{"before": 12345, "after": None, "rule": words, "entries": ["port/a", "port/b", "port/c"]}]
+    many = {**SET, "commands": [f"add office 10.0.0.{n}/32" for n in range(30)]}
+    status, out, _ = run("plan", offline={"changes": [CHANGE, many], "chains": [{**CHAIN, "rules": rules}]})
+    assert status == 3
+    assert all(len(line) <= 80 for line in out.splitlines())
+    told = " ".join(line[17:] for line in out.splitlines() if line.startswith("   ")).replace(", ", ",")
+    assert words.split()[:5] == told.split()[:5]
+    assert ports in told.replace(" ", "")
+    assert "port/a,port/b and 1 more" in told
+    assert "  ... 20 more" in out
 
 
 @pytest.mark.parametrize(
@@ -326,7 +372,7 @@ def test_what_cannot_be_read_is_a_sentence_and_1(run: Run, failure: Exception, w
 
 
 def test_plan_takes_the_folder_that_is_named_last(run: Run) -> None:
-    fake = FakeOffline([])
+    fake = FakeOffline(NOTHING)
     run("plan", "--config", "/a", "/b", "--state-dir", "/s", offline=fake)
     run("--config", "/a", "plan", offline=fake)
     run("plan", "--config", "/c", offline=fake)
@@ -334,15 +380,24 @@ def test_plan_takes_the_folder_that_is_named_last(run: Run) -> None:
 
 
 def test_show_groups_the_rules_by_chain_and_cuts_no_rule(run: Run) -> None:
-    other = {**ROW, "family": "ipv6", "position": None, "packets": None, "rule": "-m comment " + "x" * 100}
-    _, out, _ = run("show", offline=[ROW, other])
+    long = "-m comment --comment nodewalld:port/vault -m set --match-set office src -m tcp --dport 1 " + "-x" * 60
+    other = {**ROW, "family": "ipv6", "position": None, "packets": None, "rule": long, "entries": ["port/a", "port/b"]}
+    again = {**ROW, "position": 2}
+    _, out, _ = run("show", offline=[ROW, other, again])
     lines = out.splitlines()
-    assert lines[0] == "mangle PREROUTING (IPv4)"
-    assert lines[2].split() == ["1", "12", "123M", "port/vault", "-p", "tcp", "--dport", "31002", "-j", "DROP"] or (
-        lines[2].split()[2] == "123457K"
-    )
+    assert lines[:3] == [
+        "mangle PREROUTING (IPv4)",
+        "  POS  PACKETS   BYTES ENTRY          RULE",
+        "    1       12    123M port/vault     -p tcp --dport 31002 -j DROP",
+    ]
     assert "mangle PREROUTING (IPv6)" in lines
-    assert out.rstrip().endswith("x" * 100)
+    assert "mangle PREROUTING (IPv4), continued" in lines
+    assert all(len(line) <= 80 for line in lines)
+    start = lines.index("mangle PREROUTING (IPv6)") + 2
+    text = " ".join(line[38:].strip() for line in lines[start : lines.index("", start)])
+    assert "-m set --match-set office src -m tcp --dport 1" in text
+    assert "nodewalld:" not in text
+    assert text.replace(" ", "").count("-x") == 60
     assert json.loads(run("show", "--json", offline=[ROW])[1]) == {"rules": [ROW]}
 
 

@@ -98,7 +98,7 @@ class World:
 
     def settle(self, kind: str) -> Settled:
         settled = self.guards[kind].settle(Table.FILTER)
-        assert self.guards[kind].preview(Table.FILTER).steps == ()
+        assert self.guards[kind].preview(Table.FILTER)[0].steps == ()
         assert not settled.restless
         return settled
 

@@ -45,7 +45,7 @@ def test_it_tells_rules_configuration_history_and_versions(kube_node: Node) -> N
         assert found["etc/nodewalld.toml"] == CONFIG
         assert json.loads(found["status.json"])["state"] == "enforcing"
         assert json.loads(found["history.json"])[-1]["kind"] == "start"
-        assert json.loads(found["plan.json"]) == []
+        assert json.loads(found["plan.json"]) == {"changes": [], "chains": []}
         assert "--dport 31002" in found["compiled.txt"]
         for family in ("ipv4", "ipv6"):
             rules = found[f"kernel/{kube_node.backend}-{family}.txt"]

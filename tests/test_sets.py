@@ -99,7 +99,7 @@ def state(daemon: Daemon, wanted: str) -> None:
 
 
 def no_drift(daemon: Daemon) -> bool:
-    return json.loads(daemon.ctl("plan", "--json").stdout) == {"changes": []}
+    return json.loads(daemon.ctl("plan", "--json").stdout)["changes"] == []
 
 
 # --- files

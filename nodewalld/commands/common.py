@@ -27,8 +27,8 @@ class Offline(Protocol):
     def remove(self, state_dir: Path) -> dict[str, Any]:
         """Take everything of ours out of the kernel; {"removed": counts}, as the daemon answers."""
 
-    def plan(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
-        """What would have to change in the kernel now."""
+    def plan(self, config_dir: Path, state_dir: Path) -> dict[str, list[dict[str, Any]]]:
+        """What would have to change in the kernel now: {"changes": ..., "chains": ...}."""
 
     def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
         """Our rules as the kernel has them, in packet order."""

@@ -55,12 +55,14 @@ def _real_load() -> Load:
 
 def _plan(args: argparse.Namespace, tools: Tools) -> int:
     with reading("plan"):
-        changes = tools.offline().plan(args.directory or args.config, args.state_dir)
+        value = tools.offline().plan(args.directory or args.config, args.state_dir)
     if args.json:
-        print_json({"changes": changes})
+        print_json(value)
     else:
-        print_lines(render.plan(changes, render.Paint(sys.stdout)))
-    return ATTENTION if changes else GOOD
+        from nodewalld.commands import rules  # noqa: PLC0415 - heavy
+
+        print_lines(rules.plan(value, render.Paint(sys.stdout)))
+    return ATTENTION if value["changes"] else GOOD
 
 
 def _show(args: argparse.Namespace, tools: Tools) -> int:
@@ -77,7 +79,9 @@ def _show(args: argparse.Namespace, tools: Tools) -> int:
     elif args.json:
         print_json({"rules": rows})
     else:
-        print_lines(render.show(rows, render.Paint(sys.stdout)))
+        from nodewalld.commands import rules  # noqa: PLC0415 - heavy
+
+        print_lines(rules.show(rows, render.Paint(sys.stdout)))
     return GOOD
 
 
@@ -129,13 +133,14 @@ def _history(args: argparse.Namespace, _tools: Tools) -> int:
 
 
 def _print_events(events: Sequence[render.Json], as_json: bool, *, head: bool) -> None:
+    paint = render.Paint(sys.stdout)
     if head and not as_json:
-        print(render.HISTORY_HEAD)
+        print(render.history_head(paint))
     for event in events:
         if as_json:
             print_json(event)
         else:
-            print(render.event(event))
+            print_lines(render.event(event, paint))
     sys.stdout.flush()
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from nodewalld.configuration.load import load
 from nodewalld.core.config import Config, Problem, Where
 from nodewalld.core.decide import decide, kernel_set_name
-from nodewalld.core.desired import OWN_PREFIX, Desired
+from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
+from nodewalld.core.difference import Entries, differences
 from nodewalld.core.environment import Environment
 from nodewalld.core.iptables.render import render
 from nodewalld.core.lints.facts import NodeFacts
@@ -17,6 +18,7 @@ from nodewalld.core.lockout import parse_connection
 from nodewalld.core.plan import TablePlan
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.setbook import filled, without_ended
+from nodewalld.core.steps import chain_of
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel import backends, trial
@@ -101,12 +103,13 @@ def _somewhere(config: Config) -> Environment:
     return Environment(addresses, addresses, dict.fromkeys(families, ("eth0",)))
 
 
-def plan(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
-    """What enforcing a configuration would change in the kernel now."""
+def plan(config_dir: Path, state_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """What enforcing a configuration would change now: {"changes": why and how, "chains": rule by rule}."""
     state = StateFolder(state_dir)
     config, memory, added = load(config_dir), Memory(state), AdditionStore(state)
     config = filled(config, without_ended(added.read(), added.clock()))
     changes: list[dict[str, Any]] = []
+    chains: list[dict[str, Any]] = []
     backend = choose_backend(config, memory)
     prints = memory.prints(backend)
     for family, wanted in desired(config, environment()).items():
@@ -115,15 +118,18 @@ def plan(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
         guard = Guard(firewall, prints.get(family))
         guard.desired = wanted
         for table in guard.concerned():
-            changes.extend(_changes(guard.preview(table)))
+            planned, observed = guard.preview(table)
+            changes.extend(_changes(planned))
+            different = differences(planned, wanted.tables.get(table, DesiredTable()), observed)
+            chains.extend(chain.to_json() for chain in different)
         firewall.close()
-    return changes
+    return {"changes": changes, "chains": chains}
 
 
 def _changes(planned: TablePlan) -> Iterator[dict[str, Any]]:
     told: set[str] = set()
     for change in planned.changes:
-        commands = [c for c in planned.commands if _chain_of(c) == change.chain and change.chain not in told]
+        commands = [c for c in planned.commands if chain_of(c) == change.chain and change.chain not in told]
         told.add(change.chain)
         yield {
             "family": planned.family.value,
@@ -131,14 +137,9 @@ def _changes(planned: TablePlan) -> Iterator[dict[str, Any]]:
             "chain": change.chain,
             "reason": change.reason.value,
             "why": f"{change.subject} {change.wrong}",
+            "entries": list(change.entries),
             "commands": commands,
         }
-
-
-def _chain_of(command: str) -> str:
-    """The chain that a line of a restore script is about: `:CHAIN - [0:0]`, `-A CHAIN ...`."""
-    words = command.split(" ", 2)
-    return words[0][1:] if command.startswith(":") else words[1]
 
 
 def _set_changes(wanted: Desired) -> Iterator[dict[str, Any]]:
@@ -167,17 +168,18 @@ def show(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
     config, memory = load(config_dir), Memory(StateFolder(state_dir))
     backend = choose_backend(config, memory)
     rows: list[dict[str, Any]] = []
-    for family in config.daemon.families:
+    for family, wanted in desired(config, environment()).items():
         firewall = open_firewall(family, backend, state_dir)
         for table in Table:
+            entries = Entries(wanted.tables.get(table, DesiredTable()))
             if firewall.own_chains(table) or table in memory.prints(backend).get(family, {}):
                 with firewall.exclusive():
-                    rows.extend(_rows(family, table, firewall.counters(table)))
+                    rows.extend(_rows(family, table, firewall.counters(table), entries))
         firewall.close()
     return rows
 
 
-def _rows(family: Family, table: Table, text: str) -> Iterator[dict[str, Any]]:
+def _rows(family: Family, table: Table, text: str, entries: Entries) -> Iterator[dict[str, Any]]:
     """A rule of ours in a foreign chain, followed by what it leads to, each chain once."""
     chains: dict[str, list[tuple[int, int, Rule]]] = {}
     for line in text.splitlines():
@@ -191,7 +193,8 @@ def _rows(family: Family, table: Table, text: str) -> Iterator[dict[str, Any]]:
     def walk(name: str) -> Iterator[dict[str, Any]]:
         own = name.startswith(OWN_PREFIX)
         for number, (packets, octets, rule) in enumerate(chains.get(name, []), 1):
-            if not own and not rule.tag and not rule.target.startswith(OWN_PREFIX):
+            named = entries.of(name, rule)
+            if not own and not named and not rule.tag and not rule.target.startswith(OWN_PREFIX):
                 continue
             yield {
                 "family": family.value,
@@ -199,6 +202,7 @@ def _rows(family: Family, table: Table, text: str) -> Iterator[dict[str, Any]]:
                 "chain": name,
                 "position": number,
                 "entry": rule.tag,
+                "entries": list(named),
                 "rule": rule.text,
                 "packets": packets,
                 "bytes": octets,

@@ -363,7 +363,7 @@ class _ChainPlan:
             elif not self._as_written(place, self.rules[found[0]]):
                 note(i, Reason.CHANGED, "was not as written")
             elif standing[i] != targets[i]:
-                note(i, Reason.DISPLACED, f"stood below {standing[i]} foreign rules instead of {targets[i]}")
+                note(i, Reason.DISPLACED, f"stood below {_foreign(standing[i])} instead of {targets[i]}")
             elif len(found) > 1:
                 note(i, Reason.CHANGED, f"stood there {len(found)} times")
             elif (targets[i], i) < highest:
@@ -395,6 +395,10 @@ class _ChainPlan:
         """What deletes this copy: the text that wrote it where it still is what was written, else what is read."""
         place, rule = self.places[i], self.rules[index]
         return place.text if self._as_written(place, rule) else rule.text
+
+
+def _foreign(count: int | None) -> str:
+    return f"{count} foreign {'rule' if count == 1 else 'rules'}"
 
 
 def _our_order(place: Placement) -> tuple[int, tuple[int, int]]:

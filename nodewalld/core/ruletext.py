@@ -121,3 +121,13 @@ def bare_words(words: Sequence[str]) -> tuple[str, ...]:
 def tag_words(tag: str) -> tuple[str, ...]:
     """The match that marks a rule as ours."""
     return ("-m", "comment", "--comment", TAG_PREFIX + tag)
+
+
+def untagged(text: str) -> str:
+    """A rule's text without the match that marks it as ours."""
+    words = split(text)
+    for index, word in enumerate(words):
+        if words[index - 1 : index] == ["--comment"] and word.startswith(TAG_PREFIX):
+            start = index - 3 if words[index - 3 : index - 1] == ["-m", "comment"] else index - 1
+            return join(words[:start] + words[index + 1 :])
+    return text

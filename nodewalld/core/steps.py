@@ -55,3 +55,9 @@ Step = Command | Delete | Insert
 def render(step: Step) -> str:
     """A step as iptables-restore takes it."""
     return step.text if isinstance(step, Command) else step.command
+
+
+def chain_of(command: str) -> str:
+    """The chain that a line of a restore script is about: `:CHAIN - [0:0]`, `-A CHAIN ...`."""
+    words = command.split(" ", 2)
+    return words[0][1:] if command.startswith(":") else words[1]
