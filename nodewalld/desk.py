@@ -9,6 +9,7 @@ import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from nodewalld.core.events import Status
@@ -46,7 +47,7 @@ class Desk:
     def handle(self, request: Request) -> Any:
         """Answer a request; in a thread of the control socket. Raises Refused."""
         if request.command == "status":
-            return self._status().to_json()
+            return {**self._status().to_json(), "exposures": self._history.exposures(datetime.now(UTC)).to_json()}
         if request.command == "history":
             return self._tell_history(request)
         if request.command == "sets":

@@ -224,6 +224,42 @@ def test_watching_shows_what_changes_and_a_daemon_that_goes(
     assert "nodewalld is not running" in screens[1]
 
 
+EXPOSED = {"since": "2026-01-02T03:04:05Z", "count": 3, "total_ms": 21.2, "longest_ms": 17.3, "by": ["sh", "dockerd"]}
+
+
+def test_status_tells_of_exposures_neighbours_and_bypasses_as_far_as_the_daemon_does(run: Run, daemon: Daemon) -> None:
+    dead = {"what": "published ports of Docker are dead since 12:03: systemctl restart docker"}
+    daemon.replies["status"] = {**STATUS, "exposures": EXPOSED, "neighbours": [dead], "bypasses": []}
+    out = run("status")[1]
+    assert "  exposed:    3 times since Jan 02 " in out
+    assert "21.2 ms in all, at most 17.3 ms, by sh, dockerd" in " ".join(out.split())
+    assert "  neighbours: published ports of Docker are dead since 12:03: systemctl restart" in out
+    assert "  bypasses:   none seen" in out
+    once = {**EXPOSED, "count": 1, "total_ms": 17.3, "by": []}
+    daemon.replies["status"] = {**STATUS, "exposures": once}
+    out = run("status")[1]
+    assert ", 17.3 ms\n" in out
+    assert "neighbours" not in out
+    assert "bypasses" not in out
+    daemon.replies["status"] = {**STATUS, "exposures": {**EXPOSED, "count": 0}, "contention": []}
+    out = run("status")[1]
+    assert "  exposed:    never since Jan 02 " in out
+    assert "  contention: none\n" in out
+
+
+def test_status_stays_one_screen_of_80_columns_however_much_there_is_to_tell(run: Run, daemon: Daemon) -> None:
+    long = "ipv4: forward/pods in filter FORWARD: " + "none of its anchors is in the chain " * 4
+    many = {name: [{"what": long}] * 30 for name in ("contention", "neighbours", "bypasses")}
+    config = {**STATUS["config"], "error": f"a.toml:1: {long}", "loaded_at": STATUS["since"]}
+    daemon.replies["status"] = {**STATUS, **many, "reasons": [long] * 30, "exposures": EXPOSED, "config": config}
+    lines = run("status")[1].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert len(lines) < 24
+    for name in ("rules", "config", "exposed", "contention", "neighbours", "bypasses", "daemon"):
+        assert any(line.startswith(f"  {name}:") for line in lines)
+    assert sum("and 29 more" in line for line in lines) == 4
+
+
 def test_status_of_a_younger_or_older_daemon_is_printed_as_far_as_it_goes(run: Run, daemon: Daemon) -> None:
     daemon.replies["status"] = {"state": "enforcing", "news": 1}
     status, out, _ = run("status")
@@ -256,6 +292,13 @@ def test_history_fits_80_columns(run: Run, daemon: Daemon) -> None:
     assert "6 mangle PREROUTING" in out
     assert "1.2 ms dockerd" in out
     assert dict(daemon.requests[0].args) == {"n": 3, "follow": False}
+
+
+def test_history_cuts_nothing(run: Run, daemon: Daemon) -> None:
+    daemon.replies["history"] = [{**REPAIR, "chain": "NODEWALL-f-pods-from-nodes"}, RELOAD]
+    out = run("history")[1]
+    assert "NODEWALL-f-pods-from-nodes" in out.replace("\n", "").replace(" ", "")
+    assert out.count("x") == 80
 
 
 def test_history_as_json_is_one_event_a_line(run: Run, daemon: Daemon) -> None:

@@ -8,6 +8,7 @@ them would double the time that `status` takes, and be larger than all that the 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
 from typing import Any, TextIO
@@ -28,6 +29,9 @@ _FAMILIES = {"ipv4": "IPv4", "ipv6": "IPv6"}
 _WIDTH, _NARROWEST = 80, 60
 _SCREEN = 24  # lines
 _LABEL = 14  # columns before what a line of the status says
+_CUTS = ((20, 20), (10, 20), (5, 20), (3, 20), (2, 20), (1, 20), (1, 3), (1, 2), (1, 1))
+"""How many items of a list and lines of an item the status shows: the first with which it fits a screen."""
+_CUT = " ..."
 
 
 class Paint:
@@ -85,79 +89,85 @@ def columns(cells: Sequence[str], widths: Sequence[int], unit: str = r"\S+") -> 
 
 
 def status(value: Json, paint: Paint) -> Iterator[str]:
-    """One screen: are the rules in force, since when, and if not, why. Lists are cut until it fits."""
-    screens = (list(_status(value, paint, most)) for most in (20, 10, 5, 3, 2, 1))
-    shortest: list[str] = []
-    for shortest in screens:
-        if len(shortest) < _SCREEN:
+    """One screen: are the rules in force, since when, and if not, why. What is too long for it is cut, and says so."""
+    lines: list[str] = []
+    for items, depth in _CUTS:
+        lines = list(_Overview(value, paint, items, depth).lines())
+        if len(lines) < _SCREEN:
             break
-    return iter(shortest)
+    return iter(lines)
 
 
-def _status(value: Json, paint: Paint, most: int) -> Iterator[str]:
-    state = str(value.get("state"))
-    since = f" since {time(value['since'])}" if value.get("since") else ""
-    yield f"nodewalld: {paint(state, _STATE_COLOURS.get(state, ''))}{since}"
-    if value.get("note"):
-        yield from (f"  {paint(line, 'yellow')}" for line in fold(printable(str(value["note"])), paint.width - 2))
-    for reason in _some(value.get("reasons"), most):
-        yield from _item("  - ", reason, paint)
-    rules = value.get("rules") or {}
-    in_place = f"{rules.get('in_place', '?')} of {rules.get('desired', '?')} in place{_families(value)}"
-    yield from _line("rules", in_place, paint)
-    yield from _line("backend", str(value.get("backend") or "none in use"), paint)
-    yield from _config(value.get("config") or {}, paint)
-    last = value.get("last_repair") or {}
-    when = f", last {time(last.get('time'))}:" if last else ""
-    yield from _line("repairs", f"{value.get('repairs', 0)}{when}", paint)
-    if last:
-        yield from _item(" " * _LABEL, str(last.get("message") or last.get("what") or ""), paint)
-    if value.get("exposures"):
-        yield from _line("exposed", _exposures(value["exposures"]), paint)
-    for name, good in (("contention", "none"), ("neighbours", "nothing wrong"), ("bypasses", "none seen")):
-        yield from _list(name, good, value, paint, most)
-    yield from _line("daemon", f"{value.get('version', '?')}, pid {value.get('pid', '?')}", paint)
+@dataclass(frozen=True)
+class _Overview:
+    """The status with at most so many `items` of a list, and `depth` lines of an item."""
 
+    value: Json
+    paint: Paint
+    items: int
+    depth: int
 
-def _line(label: str, text: str, paint: Paint, colour: str = "") -> Iterator[str]:
-    """`  label:  text`, folded beside its label."""
-    first, *more = fold(printable(text), paint.width - _LABEL)
-    yield f"{f'  {label}:':{_LABEL}}{paint(first, colour)}"
-    yield from (f"{'':{_LABEL}}{paint(line, colour)}" for line in more)
+    def lines(self) -> Iterator[str]:
+        value, paint = self.value, self.paint
+        state = str(value.get("state"))
+        since = f" since {time(value['since'])}" if value.get("since") else ""
+        yield f"nodewalld: {paint(state, _STATE_COLOURS.get(state, ''))}{since}"
+        if value.get("note"):
+            yield from self._text("  ", str(value["note"]), "yellow")
+        for reason in self._some("reasons"):
+            yield from self._text("  - ", reason)
+        rules = value.get("rules") or {}
+        in_place = f"{rules.get('in_place', '?')} of {rules.get('desired', '?')} in place{_families(value)}"
+        yield from self._labelled("rules", in_place)
+        yield from self._labelled("backend", str(value.get("backend") or "none in use"))
+        yield from self._config(value.get("config") or {})
+        last = value.get("last_repair") or {}
+        when = f", last {time(last.get('time'))}:" if last else ""
+        yield from self._labelled("repairs", f"{value.get('repairs', 0)}{when}")
+        if last:
+            yield from self._text(" " * _LABEL, str(last.get("message") or last.get("what") or ""))
+        if value.get("exposures"):
+            yield from self._labelled("exposed", _exposures(value["exposures"]))
+        for name, good in (("contention", "none"), ("neighbours", "nothing wrong"), ("bypasses", "none seen")):
+            yield from self._list(name, good)
+        yield from self._labelled("daemon", f"{value.get('version', '?')}, pid {value.get('pid', '?')}")
 
+    def _labelled(self, label: str, text: str, colour: str = "") -> Iterator[str]:
+        return self._text(f"{f'  {label}:':{_LABEL}}", text, colour)
 
-def _item(start: str, text: str, paint: Paint) -> Iterator[str]:
-    first, *more = fold(printable(text), paint.width - len(start))
-    yield f"{start}{first}"
-    yield from (f"{'':{len(start)}}{line}" for line in more)
+    def _text(self, start: str, text: str, colour: str = "") -> Iterator[str]:
+        """A text folded beside what it starts with."""
+        lines = fold(printable(text), self.paint.width - len(start))
+        if len(lines) > self.depth:
+            lines = [*lines[: self.depth - 1], f"{lines[self.depth - 1][: -len(_CUT)]}{_CUT}"]
+        for number, line in enumerate(lines):
+            yield f"{'' if number else start:{len(start)}}{self.paint(line, colour)}"
 
+    def _some(self, name: str) -> Iterator[str]:
+        """The first of a list, which may hold texts or objects that say `what`; then how many more there are."""
+        found = self.value.get(name)
+        all_of_them = list(found) if isinstance(found, list | tuple) else []
+        for one in all_of_them[: self.items]:
+            yield str(one.get("what") or one.get("message") or "") if isinstance(one, dict) else str(one)
+        if len(all_of_them) > self.items:
+            yield f"and {len(all_of_them) - self.items} more (nodewallctl status --json)"
 
-def _some(found: object, most: int) -> Iterator[str]:
-    """The first of a list, which may hold texts or objects that say `what`; then how many more there are."""
-    items = list(found) if isinstance(found, list | tuple) else []
-    for one in items[:most]:
-        yield str(one.get("what") or one.get("message") or "") if isinstance(one, dict) else str(one)
-    if len(items) > most:
-        yield f"and {len(items) - most} more (nodewallctl status --json)"
+    def _list(self, name: str, good: str) -> Iterator[str]:
+        """A list that should be empty; one that this daemon doesn't know of is not spoken of."""
+        if self.value.get(name) is None:
+            return
+        texts = list(self._some(name))
+        yield from self._labelled(name, texts[0], "yellow") if texts else self._labelled(name, good)
+        for text in texts[1:]:
+            yield from self._text(" " * _LABEL, text, "yellow")
 
-
-def _list(name: str, good: str, value: Json, paint: Paint, most: int) -> Iterator[str]:
-    """A list that should be empty; one that this daemon doesn't know of is not spoken of."""
-    if value.get(name) is None:
-        return
-    items = list(_some(value[name], most))
-    if not items:
-        yield from _line(name, good, paint)
-    for number, text in enumerate(items):
-        yield from _line(name, text, paint, "yellow") if not number else _item(" " * _LABEL, text, paint)
-
-
-def _config(config: Json, paint: Paint) -> Iterator[str]:
-    loaded = f", loaded {time(config['loaded_at'])}" if config.get("loaded_at") else ""
-    text = f"{config.get('path', '?')}, generation {config.get('generation', '?')}{loaded}"
-    yield from _line("config", text, paint)
-    if config.get("error"):
-        yield from _item(" " * _LABEL, f"not taken: {config['error']}", paint)
+    def _config(self, config: Json) -> Iterator[str]:
+        loaded = f", loaded {time(config['loaded_at'])}" if config.get("loaded_at") else ""
+        yield from self._labelled(
+            "config", f"{config.get('path', '?')}, generation {config.get('generation', '?')}{loaded}"
+        )
+        if config.get("error"):
+            yield from self._text(" " * _LABEL, f"not taken: {config['error']}", "red")
 
 
 def _exposures(exposed: Json) -> str:

@@ -7,10 +7,12 @@ slow one costs nothing but its own completeness: what has left the ring by then,
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
 from nodewalld.core.events import Event, Kind
+from nodewalld.core.exposed import Exposures, add_up
 
 Json = dict[str, Any]
 
@@ -50,6 +52,13 @@ class History:
         """The newest repair, even when it has left the ring."""
         with self._changed:
             return self._last_repair
+
+    def exposures(self, now: datetime, window: timedelta = timedelta(days=1)) -> Exposures:
+        """What was open within the `window` before now, or since the oldest event that is kept, if that is later."""
+        with self._changed:
+            kept = self._newest(len(self._ring))
+        begins = [event.time - timedelta(milliseconds=event.exposed_ms or 0.0) for event in kept[:1]]
+        return add_up(kept, max([now - window, *begins]))
 
     def follow(self, n: int | None = None, *, tick: float = 1.0) -> Iterator[list[Json] | Json | None]:
         """First the list of the newest `n` events as JSON, then each new one; None after `tick` quiet
