@@ -20,7 +20,8 @@ from nodewalld.core.words import Family, Table
 class RuleChange:
     """One rule of a chain: its number (from 1) before and after, None where it isn't there then.
 
-    `entries` names what of the configuration it comes from; a foreign rule has none.
+    `rule` is as the tool prints what stands, and as we write what comes. `entries` names what of the configuration it
+    comes from; a foreign rule has none.
     """
 
     before: int | None
@@ -175,6 +176,6 @@ def _numbered(pairs: Sequence[tuple[str | None, str | None]], chain: str, entrie
     for old, new in pairs:
         before += old is not None
         after += new is not None
-        text = new if new is not None else old or ""
+        text = old if old is not None else new or ""
         numbers = (before if old is not None else None, after if new is not None else None)
         yield RuleChange(*numbers, text, entries.of(chain, Rule(text)))

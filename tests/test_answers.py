@@ -1,0 +1,286 @@
+"""The answers of `nodewallctl` on a real node: its examples run, its plans come true, its tables fit, it is quick."""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from live import at_rest, ours, wait_events
+
+from lab.daemon import Daemon
+from lab.node import FAMILIES, Node, inner_pid, wait_for
+from nodewalld.commands import ctl
+
+pytestmark = pytest.mark.kernel
+
+CONFIG = """
+[set.office]
+entries = ["10.90.0.7", "fd90::/64"]
+
+[set.banned]
+
+[[port]]
+name = "vault-nodeport"
+ports = [31002, "32000-32010"]
+allow = ["@office", "10.0.0.0/8", "fd00::/8"]
+deny = ["@banned"]
+
+[[forward]]
+name = "pods-from-nodes"
+source = "!@office"
+action = "reject"
+position = { after = [{ rule = "-s 10.42.0.0/16 -j ACCEPT" }], before = [{ rule = "-d 10.42.0.0/16 -j ACCEPT" }] }
+
+[[jump]]
+name = "docker-user"
+table = "filter"
+from = "FORWARD"
+to = "DOCKER-USER"
+"""
+FOREIGN = ("-A FORWARD -s 10.42.0.0/16 -j ACCEPT", "-A FORWARD -d 10.42.0.0/16 -j ACCEPT")
+
+
+# --- the examples of --help -------------------------------------------------------------------------------------
+
+
+def examples(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What stands below "examples:" in the --help of a parser and of its commands, in the order of the commands."""
+    _, found, text = (parser.epilog or "").partition("examples:\n")
+    if found:
+        yield from (line.strip() for line in text.splitlines() if line.startswith("  "))
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from examples(inner)
+
+
+class Sitting(NamedTuple):
+    """A node set up as a user's machine is: folders in their usual places, so that examples run as they are written."""
+
+    node: Node
+    process: subprocess.Popen[str]
+
+    def run(self, line: str, *, check: bool = False) -> subprocess.CompletedProcess[str]:
+        """A command line as a shell takes it, in the folder where the examples' files are."""
+        return self.node.run(f"cd /root/work && {line}", check=check, env=self.env())
+
+    def popen(self, line: str) -> subprocess.Popen[str]:
+        """The same, left running, with its output in a pipe."""
+        command = ["/bin/sh", "-c", f"cd /root/work && exec {line}"]
+        return self.node.popen(command, stdout=subprocess.PIPE, env=self.env())
+
+    def env(self) -> dict[str, str]:
+        return {"PATH": f"{self.node.directory}/bin:{self.node.environment()['PATH']}"}
+
+
+@pytest.fixture
+def sitting(laboratory: None) -> Iterator[Sitting]:
+    with Node("nft") as node:
+        programs = node.directory / "bin"
+        programs.mkdir()
+        for name, module in (("nodewallctl", "ctl"), ("nodewalld", "daemon")):
+            path = programs / name
+            path.write_text(f'#!/bin/sh\nexec {node.python()} -m nodewalld.commands.{module} "$@"\n')
+            path.chmod(0o755)
+        # An upper half of their own: what is written to these folders is never seen outside of the node.
+        node.run("mount -t tmpfs upper /mnt && cd /mnt && mkdir etc etc.w lib lib.w root root.w")
+        for name, place in (("etc", "/etc"), ("lib", "/var/lib"), ("root", "/root")):
+            options = f"lowerdir={place},upperdir=/mnt/{name},workdir=/mnt/{name}.w"
+            node.run(f"mount -t overlay {name} -o {options} {place}")
+        node.run("mount --bind /run/alternatives /etc/alternatives")
+        here = f"/mnt/tmp/{node.directory.name}"
+        node.run(f"mkdir -p {here} && mount --bind {node.directory} {here} && mount --rbind /mnt/tmp /tmp")
+        node.run("rm -rf /etc/nodewalld /var/lib/nodewalld && mkdir -p /etc/nodewalld /etc/iptables /root/work")
+        node.run("cat > /etc/nodewalld/nodewalld.toml", stdin=CONFIG)
+        node.run("cp -r /etc/nodewalld /root/work/nodewalld && chmod -R go-w /etc/nodewalld /root/work")
+        for text in FOREIGN:
+            node.run(f"iptables {text}")
+        node.run("iptables-save > /etc/iptables/rules.v4")
+        process = node.popen(
+            [str(programs / "nodewalld")], log="nodewalld", env={"PATH": f"{programs}:/usr/sbin:/usr/bin"}
+        )
+        made = Sitting(node, process)
+        wait_for(lambda: made.run("nodewallctl status").returncode == 0, what="nodewalld to enforce")
+        yield made
+
+
+ENDLESS = re.compile(r" (-f|--follow|--watch)\b")
+BEFORE = {
+    "confirm": "nodewallctl try",
+    "revert": "nodewallctl try",
+    "resume": "nodewallctl pause --for 10m",
+    "import": "iptables-save > /tmp/rules",
+}
+"""What must have been done for a command to have something to do."""
+AFTER = {
+    "try": "nodewallctl revert",
+    "pause": "nodewallctl resume",
+    "remove": "nodewallctl reload",
+    "report": "rm -f nodewalld-report-*.tar.gz /tmp/node7.tar.gz",
+}
+"""What puts the node back, so that the next example finds it in force."""
+STATUS = {"explain": {0, 3}, "plan": {0, 3}}
+"""Exit statuses that are answers; everything else must end with 0."""
+
+
+def test_every_example_of_every_help_does_what_it_is_an_example_of(sitting: Sitting) -> None:
+    lines = list(dict.fromkeys(examples(ctl._parser())))
+    assert {line.split()[1] for line in lines} >= set(ctl.COMMANDS)
+    for line in lines:
+        command = line.split()[1]
+        with contextlib.ExitStack() as after:
+            if command in AFTER:
+                after.callback(sitting.run, AFTER[command], check=True)
+            if command in BEFORE:
+                sitting.run(BEFORE[command], check=True)
+            if ENDLESS.search(line):
+                assert interrupted(sitting, line) == 130, line
+                continue
+            source = " < /tmp/rules" if line.endswith(" -") else ""
+            done = sitting.run(line + source)
+            assert done.returncode in STATUS.get(command, {0}), f"{line}\n{done.stdout}{done.stderr}"
+            assert "Traceback" not in done.stderr
+            if "--json" in line:
+                for one in done.stdout.splitlines():
+                    json.loads(one)
+
+
+def interrupted(sitting: Sitting, line: str) -> int:
+    """Let it print, press Ctrl-C; its exit status."""
+    with sitting.popen(line) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        os.kill(inner_pid(process), signal.SIGINT)
+        process.stdout.read()
+        return process.wait(20)
+
+
+# --- plan -------------------------------------------------------------------------------------------------------
+
+
+def stand(node: Node, tool: str = "iptables") -> None:
+    """The foreign rules between which seed 002's kind of rule stands, and a neighbour's."""
+    for text in FOREIGN:
+        node.run(f"{tool} {text}" if tool == "iptables" else f"{tool} {text.replace('10.42.0.0/16', 'fd42::/64')}")
+    node.run(f"{tool} -t mangle -A PREROUTING -i eth9 -j ACCEPT")
+
+
+DISTURBED = (
+    "{tool} -t mangle -I PREROUTING 1 -j ACCEPT",  # our jump displaced
+    "{tool} -t mangle -F NODEWALL-INPUT",  # a chain of ours flushed
+    "{tool} -t mangle -D NODEWALL-p-vault-nodeport 2",  # a rule of ours gone
+    "{tool} -t filter -D FORWARD -j DOCKER-USER",  # a jump gone
+    "{tool} -t filter -I FORWARD 2 -s {source} -j DROP",  # more foreign rules
+    "{tool} -t filter -N NODEWALL-left-over",
+)
+
+
+@pytest.mark.parametrize("state", ["fresh", "disturbed"])
+def test_what_plan_shows_as_before_stands_and_what_it_shows_as_after_will(node: Node, state: str) -> None:
+    """Chain by chain and number by number, in both families, as iptables prints them before and after the commit."""
+    stand(node)
+    stand(node, "ip6tables")
+    with Daemon(node, CONFIG, args=["--once"], start=state != "fresh") as daemon:
+        if state != "fresh":
+            assert daemon.wait() == 0, daemon.log_text()
+            for tool, source in (("iptables", "192.0.2.1"), ("ip6tables", "2001:db8::1")):
+                node.run(" && ".join(DISTURBED).format(tool=tool, source=source))
+            daemon.configure(CONFIG.replace("pods-from-nodes", "other").replace("10.0.0.0/8", "192.168.0.0/16"))
+        done = daemon.ctl("plan", "--json")
+        assert done.returncode == 3, done.stderr
+        chains = json.loads(done.stdout)["chains"]
+        assert {chain["family"] for chain in chains} == set(FAMILIES)
+        assert {chain["chain"] for chain in chains} >= {"PREROUTING", "FORWARD", "NODEWALL-p-vault-nodeport"}
+        for chain in chains:
+            assert texts(node, chain) == [rule["rule"] for rule in chain["rules"] if rule["before"]]
+        daemon.start()
+        assert daemon.wait() == 0, daemon.log_text()
+        for chain in chains:
+            expected = [words(rule["rule"]) for rule in chain["rules"] if rule["after"]]
+            assert [words(text) for text in texts(node, chain)] == expected, chain["chain"]
+        assert daemon.ctl("plan").returncode == 0
+
+
+def texts(node: Node, chain: dict[str, str]) -> list[str]:
+    return node.chain(chain["table"], chain["chain"], chain["family"])
+
+
+def words(text: str) -> str:
+    """A rule as far as iptables leaves it as it was written: not in quotes, nor in the mask of a lone address."""
+    return re.sub(r"/(32|128)\b", "", text.replace('"', ""))
+
+
+# --- tables, colours, time --------------------------------------------------------------------------------------
+
+
+def test_every_answer_fits_80_columns_and_is_plain_where_nobody_looks(laboratory: None) -> None:
+    with Node("nft") as node, Daemon(node, CONFIG, start=False) as daemon:
+        stand(node)
+        daemon.start()
+        daemon.wait_ready()
+        node.run("iptables -t mangle -F")
+        wait_events(daemon, lambda found: len(found) >= 3, "repair")
+        at_rest(daemon)
+        daemon.configure(CONFIG.replace('"10.0.0.0/8"', '"192.168.0.0/16"'))
+        answers = {command: daemon.ctl(command).stdout for command in ("status", "show", "history", "plan")}
+        for command, out in answers.items():
+            assert [line for line in out.splitlines() if len(line) > 80] == [], command
+            assert "\x1b" not in out, command
+        assert re.search(r"^  exposed:    1 time since .* ms", answers["status"], re.MULTILINE)
+        assert len(answers["status"].splitlines()) < 24
+        assert re.search(r"^ +\d+ +\d+ +\d+ port/vault-nodeport +-g NODEWALL-x-", answers["show"], re.MULTILINE)
+        assert re.search(r"^ +3 +- -s 10.0.0.0/8 -j RETURN \[port/vault-nodeport\]", answers["plan"], re.MULTILINE)
+        assert re.search(r"^.{15} repair +mangle PREROUTING +flushed +[\d.]+ m?s", answers["history"], re.MULTILINE)
+        on_terminal = typed(daemon, "plan", {})
+        assert "\x1b[32m             3 + -s 192.168.0.0/16 -j RETURN [port/vault-nodeport]\x1b[0m" in on_terminal
+        assert "\x1b" not in typed(daemon, "plan", {"NO_COLOR": "1"})
+        assert any(len(line) > 80 for line in typed(daemon, "show", {}, columns=160).splitlines())
+
+
+def typed(daemon: Daemon, command: str, env: dict[str, str], *, columns: int = 80) -> str:
+    """What a command prints on a terminal."""
+    near, far = pty.openpty()
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    argv = [daemon.node.python(), "-m", "nodewalld.commands.ctl", command, *daemon._folders()]
+    process = daemon.node.popen(argv, stdout=far, env={"TERM": "xterm", **env})
+    os.close(far)
+    out = b""
+    with contextlib.suppress(OSError):  # EIO is the end of a terminal
+        while more := os.read(near, 65536):
+            out += more
+    os.close(near)
+    process.wait(20)
+    return out.decode().replace("\r\n", "\n")
+
+
+def test_status_costs_at_most_150_ms_more_than_python_itself(laboratory: None) -> None:
+    """Side by side on whatever machine this is: the quickest of each, for load makes only slower."""
+    with Node("nft") as node, Daemon(node, CONFIG) as daemon:
+        daemon.wait_ready()
+        assert ours(node)
+        nothing, status = [], []
+        for _ in range(12):
+            nothing.append(seconds([sys.executable, "-c", "pass"]))
+            argv = [sys.executable, "-m", "nodewalld.commands.ctl", "status", "--runtime-dir"]
+            status.append(seconds([*argv, str(daemon.runtime_directory)]))
+            if min(status) - min(nothing) < 0.15:
+                break
+        assert min(status) - min(nothing) < 0.15, (nothing, status)
+
+
+def seconds(argv: list[str]) -> float:
+    began = time.monotonic()
+    subprocess.run(argv, stdout=subprocess.DEVNULL, check=False, timeout=30)
+    return time.monotonic() - began
