@@ -2,24 +2,20 @@
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import pytest
-from live import at_rest, ours, wait_events
+from live import ours
 
 from lab.daemon import Daemon
+from lab.installed import Installed
 from lab.node import FAMILIES, Node, inner_pid, wait_for
 from nodewalld.commands import ctl
 
@@ -66,53 +62,13 @@ def examples(parser: argparse.ArgumentParser) -> Iterator[str]:
                 yield from examples(inner)
 
 
-class Sitting(NamedTuple):
-    """A node set up as a user's machine is: folders in their usual places, so that examples run as they are written."""
-
-    node: Node
-    process: subprocess.Popen[str]
-
-    def run(self, line: str, *, check: bool = False) -> subprocess.CompletedProcess[str]:
-        """A command line as a shell takes it, in the folder where the examples' files are."""
-        return self.node.run(f"cd /root/work && {line}", check=check, env=self.env())
-
-    def popen(self, line: str) -> subprocess.Popen[str]:
-        """The same, left running, with its output in a pipe."""
-        command = ["/bin/sh", "-c", f"cd /root/work && exec {line}"]
-        return self.node.popen(command, stdout=subprocess.PIPE, env=self.env())
-
-    def env(self) -> dict[str, str]:
-        return {"PATH": f"{self.node.directory}/bin:{self.node.environment()['PATH']}"}
-
-
 @pytest.fixture
-def sitting(laboratory: None) -> Iterator[Sitting]:
+def installed(laboratory: None) -> Iterator[Installed]:
     with Node("nft") as node:
-        programs = node.directory / "bin"
-        programs.mkdir()
-        for name, module in (("nodewallctl", "ctl"), ("nodewalld", "daemon")):
-            path = programs / name
-            path.write_text(f'#!/bin/sh\nexec {node.python()} -m nodewalld.commands.{module} "$@"\n')
-            path.chmod(0o755)
-        # An upper half of their own: what is written to these folders is never seen outside of the node.
-        node.run("mount -t tmpfs upper /mnt && cd /mnt && mkdir etc etc.w lib lib.w root root.w")
-        for name, place in (("etc", "/etc"), ("lib", "/var/lib"), ("root", "/root")):
-            options = f"lowerdir={place},upperdir=/mnt/{name},workdir=/mnt/{name}.w"
-            node.run(f"mount -t overlay {name} -o {options} {place}")
-        node.run("mount --bind /run/alternatives /etc/alternatives")
-        here = f"/mnt/tmp/{node.directory.name}"
-        node.run(f"mkdir -p {here} && mount --bind {node.directory} {here} && mount --rbind /mnt/tmp /tmp")
-        node.run("rm -rf /etc/nodewalld /var/lib/nodewalld && mkdir -p /etc/nodewalld /etc/iptables /root/work")
-        node.run("cat > /etc/nodewalld/nodewalld.toml", stdin=CONFIG)
-        node.run("cp -r /etc/nodewalld /root/work/nodewalld && chmod -R go-w /etc/nodewalld /root/work")
-        for text in FOREIGN:
-            node.run(f"iptables {text}")
-        node.run("iptables-save > /etc/iptables/rules.v4")
-        process = node.popen(
-            [str(programs / "nodewalld")], log="nodewalld", env={"PATH": f"{programs}:/usr/sbin:/usr/bin"}
-        )
-        made = Sitting(node, process)
-        wait_for(lambda: made.run("nodewallctl status").returncode == 0, what="nodewalld to enforce")
+        made = Installed(node, CONFIG)
+        stand(node)
+        made.run("iptables-save > /etc/iptables/rules.v4")
+        made.start()
         yield made
 
 
@@ -135,21 +91,21 @@ STATUS = {"explain": {0, 3}, "plan": {0, 3}}
 """Exit statuses that are answers; everything else must end with 0."""
 
 
-def test_every_example_of_every_help_does_what_it_is_an_example_of(sitting: Sitting) -> None:
+def test_every_example_of_every_help_does_what_it_is_an_example_of(installed: Installed) -> None:
     lines = list(dict.fromkeys(examples(ctl._parser())))
     assert {line.split()[1] for line in lines} >= set(ctl.COMMANDS)
     for line in lines:
         command = line.split()[1]
         with contextlib.ExitStack() as after:
             if command in AFTER:
-                after.callback(sitting.run, AFTER[command], check=True)
+                after.callback(installed.run, AFTER[command])
             if command in BEFORE:
-                sitting.run(BEFORE[command], check=True)
+                installed.run(BEFORE[command])
             if ENDLESS.search(line):
-                assert interrupted(sitting, line) == 130, line
+                assert interrupted(installed, line) == 130, line
                 continue
             source = " < /tmp/rules" if line.endswith(" -") else ""
-            done = sitting.run(line + source)
+            done = installed.run(line + source, check=False)
             assert done.returncode in STATUS.get(command, {0}), f"{line}\n{done.stdout}{done.stderr}"
             assert "Traceback" not in done.stderr
             if "--json" in line:
@@ -157,9 +113,9 @@ def test_every_example_of_every_help_does_what_it_is_an_example_of(sitting: Sitt
                     json.loads(one)
 
 
-def interrupted(sitting: Sitting, line: str) -> int:
+def interrupted(installed: Installed, line: str) -> int:
     """Let it print, press Ctrl-C; its exit status."""
-    with sitting.popen(line) as process:
+    with installed.popen(line) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         os.kill(inner_pid(process), signal.SIGINT)
@@ -225,44 +181,25 @@ def words(text: str) -> str:
 # --- tables, colours, time --------------------------------------------------------------------------------------
 
 
-def test_every_answer_fits_80_columns_and_is_plain_where_nobody_looks(laboratory: None) -> None:
-    with Node("nft") as node, Daemon(node, CONFIG, start=False) as daemon:
-        stand(node)
-        daemon.start()
-        daemon.wait_ready()
-        node.run("iptables -t mangle -F")
-        wait_events(daemon, lambda found: len(found) >= 3, "repair")
-        at_rest(daemon)
-        daemon.configure(CONFIG.replace('"10.0.0.0/8"', '"192.168.0.0/16"'))
-        answers = {command: daemon.ctl(command).stdout for command in ("status", "show", "history", "plan")}
-        for command, out in answers.items():
-            assert [line for line in out.splitlines() if len(line) > 80] == [], command
-            assert "\x1b" not in out, command
-        assert re.search(r"^  exposed:    1 time since .* ms", answers["status"], re.MULTILINE)
-        assert len(answers["status"].splitlines()) < 24
-        assert re.search(r"^ +\d+ +\d+ +\d+ port/vault-nodeport +-g NODEWALL-x-", answers["show"], re.MULTILINE)
-        assert re.search(r"^ +3 +- -s 10.0.0.0/8 -j RETURN \[port/vault-nodeport\]", answers["plan"], re.MULTILINE)
-        assert re.search(r"^.{15} repair +mangle PREROUTING +flushed +[\d.]+ m?s", answers["history"], re.MULTILINE)
-        on_terminal = typed(daemon, "plan", {})
-        assert "\x1b[32m             3 + -s 192.168.0.0/16 -j RETURN [port/vault-nodeport]\x1b[0m" in on_terminal
-        assert "\x1b" not in typed(daemon, "plan", {"NO_COLOR": "1"})
-        assert any(len(line) > 80 for line in typed(daemon, "show", {}, columns=160).splitlines())
-
-
-def typed(daemon: Daemon, command: str, env: dict[str, str], *, columns: int = 80) -> str:
-    """What a command prints on a terminal."""
-    near, far = pty.openpty()
-    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    argv = [daemon.node.python(), "-m", "nodewalld.commands.ctl", command, *daemon._folders()]
-    process = daemon.node.popen(argv, stdout=far, env={"TERM": "xterm", **env})
-    os.close(far)
-    out = b""
-    with contextlib.suppress(OSError):  # EIO is the end of a terminal
-        while more := os.read(near, 65536):
-            out += more
-    os.close(near)
-    process.wait(20)
-    return out.decode().replace("\r\n", "\n")
+def test_every_answer_fits_80_columns_and_is_plain_where_nobody_looks(installed: Installed) -> None:
+    installed.run("iptables -t mangle -F")
+    wait_for(lambda: "mangle FORWARD" in installed.run("nodewallctl history").stdout, what="a repair")
+    installed.run("sed -i s,10.0.0.0/8,192.168.0.0/16, nodewalld/nodewalld.toml")
+    lines = ("nodewallctl status", "nodewallctl show", "nodewallctl history", "nodewallctl plan ./nodewalld")
+    status, show, history, plan = (installed.run(line, check=False).stdout for line in lines)
+    for out in (status, show, history, plan):
+        assert [line for line in out.splitlines() if len(line) > 80] == []
+        assert "\x1b" not in out
+    assert re.search(r"^  exposed:    1 time since .* ms", status, re.MULTILINE)
+    assert len(status.splitlines()) < 24
+    assert re.search(r"^ +\d+ +\d+ +\d+ port/vault-nodeport +-g NODEWALL-x-", show, re.MULTILINE)
+    assert re.search(r"^ +3 +- -s 10.0.0.0/8 -j RETURN \[port/vault-nodeport\]$", plan, re.MULTILINE)
+    assert re.search(r"^.{15} repair +mangle PREROUTING +flushed +[\d.]+ m?s", history, re.MULTILINE)
+    coloured = installed.typed(lines[3])
+    assert "\x1b[32m             3 + -s 192.168.0.0/16 -j RETURN [port/vault-nodeport]\x1b[0m" in coloured
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plan
+    assert installed.typed(lines[3], env={"NO_COLOR": "1"}) == plan
+    assert any(len(line) > 80 for line in installed.typed(lines[1], columns=160).splitlines())
 
 
 def test_status_costs_at_most_150_ms_more_than_python_itself(laboratory: None) -> None:
