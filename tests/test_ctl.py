@@ -295,9 +295,12 @@ def test_history_fits_80_columns(run: Run, daemon: Daemon) -> None:
 
 
 def test_history_cuts_nothing(run: Run, daemon: Daemon) -> None:
-    daemon.replies["history"] = [{**REPAIR, "chain": "NODEWALL-f-pods-from-nodes"}, RELOAD]
+    longest = {**REPAIR, "chain": "NODEWALL-f-pods-from-nodes", "flows_deleted": 2}
+    daemon.replies["history"] = [longest, {**RELOAD, "flows_deleted": 1}]
     out = run("history")[1]
-    assert "NODEWALL-f-pods-from-nodes" in out.replace("\n", "").replace(" ", "")
+    assert "dockerd; 2 flows cut" in " ".join(line[70:].strip() for line in out.splitlines()[1:4])
+    assert "; 1 flow cut" in out
+    assert [line[27:51].strip() for line in out.splitlines()[1:4]] == ["6 mangle NODEWALL-f-", "pods-from-nodes", ""]
     assert out.count("x") == 80
 
 

@@ -251,8 +251,8 @@ def test_an_added_entry_is_in_force_at_once_and_gone_when_it_is_taken_out(house:
     assert no_drift(daemon)
     shown = daemon.ctl("set", "list", "office").stdout
     config = daemon.config_directory / "nodewalld.toml"
-    assert f"  {STRANGER.ipv4:40} {'-':>9} run time\n" in shown
-    assert f"  {ALLOWED.ipv6:40} {'-':>9} {config}:6\n" in shown
+    assert ["-", "run", "time"] in [line.split()[1:] for line in shown.splitlines() if STRANGER.ipv4 in line]
+    assert ["-", f"{config}:6"] in [line.split()[1:] for line in shown.splitlines() if ALLOWED.ipv6 in line]
     change(daemon, "add", ALLOWED.ipv4)
     done = daemon.ctl("set", "del", "office", *RUN_TIME, ALLOWED.ipv4)
     assert (done.returncode, done.stderr) == (

@@ -185,7 +185,8 @@ COMMANDS = {
     "plan": _Command(
         _plan,
         "print what would change in the kernel now",
-        "Changes nothing. Exit status: 0 nothing to change, 3 something, 1 error.",
+        "Changes nothing. Rules are shown with their numbers before and after.\n"
+        "Exit status: 0 nothing to change, 3 something, 1 error.",
         ("nodewallctl plan", "nodewallctl plan ./nodewalld", "nodewallctl plan --json"),
     ),
     "status": _Command(

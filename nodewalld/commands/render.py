@@ -60,10 +60,10 @@ def fold(text: str, width: int, unit: str = r"\S+") -> list[str]:
     """The text in lines of at most `width` columns.
 
     Broken between its units (a regular expression; words, without one) where they fit; else at blanks; a longer word
-    behind a comma, else anywhere.
+    behind a comma, slash or hyphen, else anywhere.
     """
     lines, line = [], ""
-    for piece in _pieces(text, width, (unit, r"\S+", rf"[^,]{{,{width - 1}}},|[^,]{{1,{width}}}")):
+    for piece in _pieces(text, width, (unit, r"\S+", rf"[^,/-]{{,{width - 1}}}[,/-]|[^,/-]{{1,{width}}}")):
         if len(line) + len(piece.rstrip()) > width:
             lines.append(line.rstrip())
             line = ""
@@ -200,17 +200,18 @@ def history_head(paint: Paint) -> str:
 
 
 def event(value: Json, paint: Paint) -> Iterator[str]:
-    """One row of the history's table: where and who, or, for what has no place, what."""
+    """One row of the history's table: where and who, or, for what has no place, what; and how many flows were cut."""
     start = (time(value.get("time"), short=True), printable(str(value.get("kind"))))
+    flows = f"{count(value['flows_deleted'], 'flow')} cut" if value.get("flows_deleted") else ""
     if not value.get("chain"):
-        room = paint.width - sum(_HISTORY[:2]) - 2
-        return columns((*start, printable(str(value.get("what") or ""))), (*_HISTORY[:2], room))
+        told = "; ".join(filter(None, (printable(str(value.get("what") or "")), flows)))
+        return columns((*start, told), (*_HISTORY[:2], paint.width - sum(_HISTORY[:2]) - 2))
     exposed, by = value.get("exposed_ms"), value.get("by") or {}
     cells = (
         printable(f"{'6 ' if value.get('family') == 'ipv6' else ''}{value.get('table')} {value.get('chain')}"),
         printable(str(value.get("reason") or "")),
         f"{'' if exposed is None else duration(exposed):>8}",
-        printable(str(by.get("name") or by.get("comm") or "")),
+        "; ".join(filter(None, (printable(str(by.get("name") or by.get("comm") or "")), flows))),
     )
     return columns((*start, *cells), (*_HISTORY, paint.width - sum(_HISTORY) - len(_HISTORY)))
 

@@ -1,6 +1,7 @@
 """`nodewallctl set`: entries of sets at run time."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +20,7 @@ EXAMPLES = {
     "list": ("nodewallctl set list", "nodewallctl set list office --json"),
 }
 
-_HEAD = f"  {'ENTRY':40} {'LEFT':>9} FROM"
+_LEFT = 5  # columns
 
 
 def add_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -69,11 +70,11 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"sets": sets})
     else:
-        print_lines(_lines(sets, datetime.now(UTC)))
+        print_lines(_lines(sets, datetime.now(UTC), render.Paint(sys.stdout)))
     return GOOD
 
 
-def _lines(sets: list[Json], now: datetime) -> Iterator[str]:
+def _lines(sets: list[Json], now: datetime, paint: render.Paint) -> Iterator[str]:
     if not sets:
         yield "The configuration has no set."
     for number, one in enumerate(sets):
@@ -82,11 +83,15 @@ def _lines(sets: list[Json], now: datetime) -> Iterator[str]:
         entries = one.get("entries") or ()
         kernel = ", ".join((one.get("ipsets") or {}).values())
         yield printable(f"{one.get('name')}: {render.count(len(entries), 'entry')} (ipset {kernel})")
-        if entries:
-            yield _HEAD
+        if not entries:
+            continue
+        longest = max(len(str(entry.get("entry"))) for entry in entries)
+        widths = (longest + 2, _LEFT, paint.width - longest - _LEFT - 4)
+        yield paint(next(render.columns(("  ENTRY", f"{'LEFT':>{_LEFT}}", "FROM"), widths)), "dim")
         for entry in entries:
             place = f"{entry.get('file')}:{entry.get('line')}" if entry.get("file") else str(entry.get("source"))
-            yield printable(f"  {entry.get('entry')!s:40} {_left(entry.get('until'), now):>9} {place}")
+            left = f"{_left(entry.get('until'), now):>{_LEFT}}"
+            yield from render.columns((printable(f"  {entry.get('entry')}"), left, printable(place)), widths)
 
 
 def _left(until: object, now: datetime) -> str:
