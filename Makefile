@@ -3,7 +3,7 @@
 ready := .venv/ready
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test bench bench-long deb rpm clean
+.PHONY: demo test pictures bench bench-long deb rpm clean
 
 $(ready): pyproject.toml tools/prepare
 	tools/prepare
@@ -13,6 +13,11 @@ demo: $(ready)
 
 test: $(ready)
 	$(as_root) .venv/bin/python -m pytest $(TESTS)
+
+# What nodewallctl prints, from real runs, for the README: docs/pictures; PICTURES="status plan" for some of them.
+pictures: $(ready)
+	tools/prepare pictures
+	$(as_root) .venv/bin/python -m demo.pictures $(PICTURES)
 
 # Some fifteen minutes on a quiet machine, kept in docs/; BENCH="--quick" and BENCH="--only hot,legacy" for a part of it.
 bench: $(ready)

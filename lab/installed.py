@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import termios
@@ -61,7 +62,7 @@ class Installed:
         """Let the daemon end; the rules stay."""
         if self._process is None:
             raise LabError("nodewalld was not started")
-        kill_entered(self._process)
+        kill_entered(self._process, signal.SIGTERM)
         self._process.wait(20)
 
     def run(self, line: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:

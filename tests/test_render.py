@@ -1,6 +1,8 @@
 """What is printed fits, says everything, and is coloured only where somebody looks at it."""
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -64,3 +66,11 @@ def test_the_width_is_what_columns_says_else_80() -> None:
     assert Paint(io.StringIO(), {"COLUMNS": "132"}).width == 132
     assert Paint(io.StringIO(), {"COLUMNS": "nonsense"}).width == 80
     assert Paint(io.StringIO(), {"COLUMNS": "3"}).width == 60
+
+
+def test_the_pictures_of_the_readme_are_there_and_small() -> None:
+    root = Path(__file__).resolve().parent.parent
+    named = set(re.findall(r"\(docs/(pictures/\S+\.png)\)", (root / "README.md").read_text()))
+    assert {"pictures/status.png", "pictures/plan.png"} <= named
+    assert named == {str(path.relative_to(root / "docs")) for path in (root / "docs/pictures").iterdir()}
+    assert all((root / "docs" / name).stat().st_size < 150_000 for name in named)
