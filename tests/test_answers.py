@@ -72,7 +72,8 @@ def installed(laboratory: None) -> Iterator[Installed]:
         yield made
 
 
-ENDLESS = re.compile(r" (-f|--follow|--watch)\b")
+ENDLESS = {re.compile(r" (-f|--follow|--watch)\b"): 130, re.compile(r"^nodewallctl trace "): 0}
+"""What goes on until Ctrl-C, and the exit status then."""
 BEFORE = {
     "confirm": "nodewallctl try",
     "revert": "nodewallctl try",
@@ -101,8 +102,8 @@ def test_every_example_of_every_help_does_what_it_is_an_example_of(installed: In
                 after.callback(installed.run, AFTER[command])
             if command in BEFORE:
                 installed.run(BEFORE[command])
-            if ENDLESS.search(line):
-                assert interrupted(installed, line) == 130, line
+            if endless := [status for which, status in ENDLESS.items() if which.search(line)]:
+                assert interrupted(installed, line) == endless[0], line
                 continue
             source = " < /tmp/rules" if line.endswith(" -") else ""
             done = installed.run(line + source, check=False)
@@ -115,7 +116,7 @@ def test_every_example_of_every_help_does_what_it_is_an_example_of(installed: In
 
 def interrupted(installed: Installed, line: str) -> int:
     """Let it print, press Ctrl-C; its exit status."""
-    with installed.popen(line) as process:
+    with installed.popen(f"{line} 2>&1") as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         os.kill(inner_pid(process), signal.SIGINT)

@@ -72,10 +72,10 @@ def _rule(rule: Json, paint: Paint) -> Iterator[str]:
 
 
 def _commands(changes: Iterable[Json], paint: Paint) -> Iterator[str]:
-    """What would be done to a set."""
+    """What would be done to a set, which is no chain of rules."""
     commands = [str(command) for change in changes for command in change.get("commands") or ()]
     for command in commands[:_SET_LINES]:
-        mark = "-" if command.startswith("del ") else "+"
+        mark = "-" if command.startswith("del") else "+"
         yield paint(f"  {mark} {printable(command)}", _MARKS[mark])
     if len(commands) > _SET_LINES:
         yield paint(f"  ... {len(commands) - _SET_LINES} more", "dim")
