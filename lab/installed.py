@@ -1,13 +1,13 @@
 """nodewalld as it is on a user's machine: the programs on PATH, every folder in its usual place, commands as typed.
 
-Law: /etc, /var/lib and /root have an upper half of their own and /tmp is empty, so nothing that is written there is
-seen outside of the node. One of them to a node.
+Law: /etc, /var/lib, /root and /tmp have an upper half of their own, so nothing that is written there is seen outside of
+the node. One of them to a node.
 """
 
-import contextlib
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -21,14 +21,14 @@ FOLDER = "/root/work"
 
 _FOLDERS = """
 mount -t tmpfs upper /mnt
-for place in etc var/lib root; do
+mkdir /mnt/here
+mount --bind $HERE /mnt/here
+for place in etc var/lib root tmp; do
   mkdir -p /mnt/$place /mnt/work/$place
   mount -t overlay over -o lowerdir=/$place,upperdir=/mnt/$place,workdir=/mnt/work/$place /$place
 done
 mount --bind /run/alternatives /etc/alternatives
-mkdir -p /mnt/tmp$HERE
-mount --bind $HERE /mnt/tmp$HERE
-mount --rbind /mnt/tmp/tmp /tmp
+mount --bind /mnt/here $HERE
 rm -rf /etc/nodewalld /var/lib/nodewalld
 mkdir -p /etc/nodewalld /etc/iptables $FOLDER
 cat > /etc/nodewalld/nodewalld.toml
@@ -74,8 +74,13 @@ class Installed:
         command = ["/bin/sh", "-c", f"cd {FOLDER} && exec {line}"]
         return self.node.popen(command, stdout=subprocess.PIPE, env=self.env)
 
-    def typed(self, line: str, *, columns: int = 80, env: Mapping[str, str] | None = None) -> str:
-        """What a command line prints on a terminal of so many columns, colours and all."""
+    def typed(
+        self, line: str, *, columns: int = 80, env: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> str:
+        """What a command line prints on a terminal of so many columns, colours and all.
+
+        LabError when nothing comes for `timeout` seconds.
+        """
         near, far = pty.openpty()
         try:
             fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -84,9 +89,19 @@ class Installed:
         finally:
             os.close(far)
         out = b""
-        with contextlib.suppress(OSError):  # EIO is the end of a terminal
-            while more := os.read(near, 65536):
+        try:
+            while more := self._read(near, timeout):
                 out += more
-        os.close(near)
-        process.wait(20)
+        finally:
+            os.close(near)
+        process.wait(timeout)
         return out.decode().replace("\r\n", "\n")
+
+    @staticmethod
+    def _read(terminal: int, timeout: float) -> bytes:
+        if not select.select([terminal], [], [], timeout)[0]:
+            raise LabError(f"nothing was printed for {timeout:g} s")
+        try:
+            return os.read(terminal, 65536)
+        except OSError:  # EIO is the end of a terminal
+            return b""
