@@ -92,6 +92,8 @@ STATUS = {"explain": {0, 3}, "plan": {0, 3}}
 """Exit statuses that are answers; everything else must end with 0."""
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_every_example_of_every_help_does_what_it_is_an_example_of(installed: Installed) -> None:
     lines = list(dict.fromkeys(examples(ctl._parser())))
     assert {line.split()[1] for line in lines} >= set(ctl.COMMANDS)
