@@ -48,6 +48,9 @@ SHOTS = (
     Shot("status", "nodewallctl status", ("./cleanup", "./vpn-up", "nodewallctl set add office 10.90.0.9 --for 1h")),
     Shot("history", "nodewallctl history -n 8"),
     Shot(
+        "trace", "nodewallctl trace tcp --dport 31002 --from 203.0.113.7 --count 1", ("./stranger > /dev/null 2>&1 &",)
+    ),
+    Shot(
         "plan",
         "nodewallctl plan ./nodewalld",
         (
@@ -60,6 +63,11 @@ SHOTS = (
 
 _SCRIPTS = {
     "cleanup": "iptables -t mangle -F",
+    # Until somebody looks, for a while.
+    "stranger": f"""for attempt in $(seq 30); do
+ip netns exec client {Node.python()} -c 'import socket
+socket.create_connection(("10.90.0.1", 31002), 1, ("203.0.113.7", 0))'
+done""",
     "vpn-up": "iptables -t mangle -I PREROUTING -i tun0 -j ACCEPT\niptables -I FORWARD -i tun0 -j ACCEPT",
 }
 
