@@ -20,9 +20,9 @@ from typing import Any
 import structlog
 
 from nodewalld import __version__
-from nodewalld.core.blame import Wake
+from nodewalld.core.blame import Wake, contention_events
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import ConfigStatus, Contention, Event, Kind, Reason, State, Status
+from nodewalld.core.events import ConfigStatus, Event, Kind, State, Status
 from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
 from nodewalld.core.words import Backend, Family
@@ -276,11 +276,8 @@ class Daemon:
         if before[0] is not state:
             self._since = datetime.now(UTC)
         old, self.status = self.status, self._status()
-        for contest in self.status.contention:
-            if (contest.family, contest.table, contest.chain) not in {
-                (c.family, c.table, c.chain) for c in old.contention
-            }:
-                self._record(_contention_event(contest))
+        for event in contention_events(old.contention, self.status.contention):
+            self._record(event)
         if before != self._told:
             if reasons and state in {State.DEGRADED, State.STARTING}:
                 self._record(_event(Kind.DEGRADED, "; ".join(reasons)))
@@ -421,19 +418,6 @@ def _seconds(args: Mapping[str, Any]) -> float:
     if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST:
         raise Refused(f"the time must be more than 0 and at most {LONGEST:g} seconds")
     return float(seconds)
-
-
-def _contention_event(contest: Contention) -> Event:
-    return Event(
-        time=datetime.now(UTC),
-        kind=Kind.CONTENTION,
-        what=contest.what,
-        family=contest.family,
-        table=contest.table,
-        chain=contest.chain,
-        reason=Reason.DISPLACED,
-        by=contest.by,
-    )
 
 
 def _event(kind: Kind, what: str) -> Event:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
 from nodewalld.core.events import Count, Reason
-from nodewalld.core.pacing import Pacer
+from nodewalld.core.pacing import Pacer, taken
 from nodewalld.core.plan import (
     Change,
     Learned,
@@ -47,6 +47,8 @@ _CLEAN_ATTEMPTS = 3  # then what is read is believed, though others were writing
 class Settled:
     """How one table ended: what was wrong, when it was right again (monotonic seconds), how often we wrote.
 
+    `since` is when it was first seen to be wrong, or could not be seen: an earlier try may have
+    failed, or been put off.
     `restless`: others wrote as fast as we did, so it was right after each of our commits, but not at our last look.
     """
 
@@ -54,6 +56,7 @@ class Settled:
     changes: tuple[Change, ...]
     done: float
     commits: int
+    since: float
     restless: bool = False
 
 
@@ -69,8 +72,9 @@ class _TableState:
     busy: bool = False
     fleeting: bool = False
     failing_since: float = 0.0
+    wrong_since: float | None = None
     vanished: dict[str, float] = field(default_factory=dict)
-    withheld: tuple[str, ...] = ()
+    withheld: dict[str, float] = field(default_factory=dict)
     pinned: frozenset[str] = frozenset()
 
 
@@ -108,6 +112,7 @@ class Guard:
             same = self._desired.tables.get(table) == desired.tables.get(table)
             if not same or self._desired.yield_to != desired.yield_to:
                 state.fingerprint = _UNSEEN
+                self.pacer.forget(table)
         self._desired = desired
         self.chains = {table: wanted_chains(table, wanted) for table, wanted in desired.tables.items()}
         self._targets = {table: targets(wanted) for table, wanted in desired.tables.items()}
@@ -138,14 +143,14 @@ class Guard:
 
     @property
     def due(self) -> float:
-        """When (monotonic) what was put off should be looked at again; infinity when nothing was."""
-        times = [float("inf")]
+        """When (monotonic) what was put off should be looked at again, or a contention is over; else infinity."""
+        now = self._clock()
+        times = [self.pacer.over(now)]
         for table in self._used():
             state = self._tables[table]
             if self._is_held(table):
                 times += [since + ANCHOR_PATIENCE for since in state.vanished.values()]
-            now = self._clock()
-            times += [now + self.pacer.wait((table, chain), now) for chain in state.withheld]
+            times += state.withheld.values()
             if state.fleeting:
                 times.append(now + _RESTLESS_PAUSE)
         return min(times)
@@ -192,6 +197,7 @@ class Guard:
         state = self._tables[table]
         if not state.error:
             state.failing_since = self._clock()
+        state.wrong_since = self._clock() if state.wrong_since is None else state.wrong_since
         state.error, state.busy, state.fleeting = str(error), error.busy, error.fleeting
         look_again = error.fleeting or table not in self.desired.tables
         state.fingerprint = _UNSEEN if look_again else self._fingerprint(table)
@@ -232,10 +238,14 @@ class Guard:
             if commits and (untouched or commits >= _CLEAN_ATTEMPTS):
                 self._learn(table, desired, observed)
             planned = self._plan(table, desired, observed, state)
-            state.withheld = () if everything else self._put_off(planned)
+            state.withheld = {} if everything else self._put_off(planned, observed)
+            if planned.commands and state.wrong_since is None:
+                state.wrong_since = self._clock()
+            since = done if state.wrong_since is None else state.wrong_since
             if not planned.commands or state.withheld:
                 state.fingerprint, state.plan = fingerprint, planned
-                return Settled(table, tuple(changes), done, commits)
+                state.wrong_since = since if state.withheld else None
+                return Settled(table, tuple(changes), done, commits, since)
             changes.extend(c for c in planned.changes if c not in changes)
             try:
                 writer = self.firewall.apply(planned, observed, before if stale < _STALE_ATTEMPTS else 0)
@@ -255,11 +265,10 @@ class Guard:
             done, commits = self._clock(), commits + 1
             if not planned.moves_only:  # who replaced chains of ours may have left others behind
                 names |= self.firewall.own_chains(table)
-            for change in planned.changes if not everything else ():
-                if change.reason is Reason.DISPLACED:
-                    self.pacer.moved((table, change.chain), done)
+            for chain, takers in taken(planned.changes).items() if not everything else ():
+                self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
         state.fingerprint = _UNSEEN
-        return Settled(table, tuple(changes), done, commits, restless=True)
+        return Settled(table, tuple(changes), done, commits, since, restless=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:
         """Take it that something of ours may stand in these chains."""
@@ -270,14 +279,16 @@ class Guard:
         """The chains that we are known to have written to."""
         return frozenset(key.split(" ")[0] for key in self.learned.get(table, Learned()).prints)
 
-    def _put_off(self, planned: TablePlan) -> tuple[str, ...]:
-        """The contended chains for whose sake a plan that only moves waits."""
-        if any(change.reason is not Reason.DISPLACED for change in planned.changes):
-            return ()
-        now = self._clock()
-        chains = dict.fromkeys(change.chain for change in planned.changes)
-        waiting = tuple(chain for chain in chains if self.pacer.wait((planned.table, chain), now))
-        return waiting if len(waiting) == len(chains) else ()
+    def _put_off(self, planned: TablePlan, observed: Observed) -> dict[str, float]:
+        """The contended chains for whose sake a plan that only moves waits, and until when (monotonic)."""
+        now, table, places = self._clock(), planned.table, taken(planned.changes)
+        waits = {
+            chain: self.pacer.look((table, chain), observed.chains.get(chain, ()), places.get(chain), now)
+            for chain in self.pacer.watched(table)
+        }
+        only_moves = all(change.reason is Reason.DISPLACED for change in planned.changes)
+        waiting = {chain: now + wait for chain, wait in waits.items() if wait}
+        return waiting if only_moves and waiting.keys() >= places.keys() else {}
 
     def _observe(self, table: Table, names: frozenset[str], *, in_full: bool = False) -> Observed:
         wanted = self.desired.tables.get(table, DesiredTable())
@@ -308,9 +319,9 @@ class Guard:
         states = [(table, self._tables[table]) for table in self._used()]
         waits = (reason for _, s in states if s.plan for reason in s.plan.unmet)
         put_off = (
-            f"{table} {chain}: our jump is displaced again and again; putting it back has slowed down"
-            for table, s in states
-            for chain in s.withheld
+            f"{contest.table} {contest.chain}: our jump is displaced again and again; putting it back has slowed down"
+            for contest in self.pacer.contests(self._clock())
+            if contest.slowed
         )
         return (*self.desired.reasons, *waits, *put_off)
 

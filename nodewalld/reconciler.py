@@ -15,12 +15,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from nodewalld.core.blame import Wake, blame, contended, subjects
+from nodewalld.core.blame import Wake, contended, subjects, suspects
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
 from nodewalld.core.environment import Environment
-from nodewalld.core.events import Contention, Count, Culprit, Event, Kind, Reason
+from nodewalld.core.events import Contention, Count, Event, Kind
 from nodewalld.core.iptables.render import render
 from nodewalld.core.plan import Change
 from nodewalld.core.words import Backend, Family, Table
@@ -83,7 +83,6 @@ class Reconciler:
         self._sound = clock()
         self._memory = Memory(state)
         self._keeper = SetKeeper(self._memory, clock)
-        self._takers: dict[tuple[Family, Table, str], Culprit | None] = {}
         self._cutter = FlowCutter()
         self.flows_cut = 0
         self.config: Config | None = None
@@ -154,19 +153,19 @@ class Reconciler:
         now, wall = self._clock(), datetime.now(UTC)
         found = []
         for family, guard in self._guards.items():
-            for (table, chain), contest in guard.pacer.contests(now).items():
-                by = self._takers.get((family, table, chain))
-                found.append(
-                    Contention(
-                        family=family,
-                        table=table,
-                        chain=chain,
-                        what=contended(table, chain, by, contest.wait),
-                        repairs=contest.moves,
-                        since=wall - timedelta(seconds=now - contest.since),
-                        by=by,
-                    )
+            found += [
+                Contention(
+                    family=family,
+                    table=contest.table,
+                    chain=contest.chain,
+                    what=contended(family, contest, guard.desired.yield_to),
+                    repairs=contest.rounds,
+                    since=wall - timedelta(seconds=now - contest.since),
+                    by=contest.by,
+                    takers=contest.takers,
                 )
+                for contest in guard.pacer.contests(now)
+            ]
         return tuple(found)
 
     @property
@@ -382,12 +381,12 @@ class Reconciler:
 
     def _tell(self, guard: Guard, settled: Settled, wake: Wake) -> tuple[Event, ...]:
         """One event for each foreign chain in which ours was wrong, one for our own chains of a table."""
-        by = blame(wake.who() or wake.later(), guard.family) if settled.changes else None
-        for change in settled.changes:
-            if change.reason is Reason.DISPLACED:
-                self._takers[guard.family, settled.table, change.chain] = by
+        culprits = suspects(wake.who() or wake.later(), guard.family) if settled.changes else ()
+        by = culprits[-1] if culprits else None
+        for chain in dict.fromkeys(change.chain for change in settled.changes):
+            guard.pacer.blame((settled.table, chain), culprits)
         latency = (settled.done - wake.noticed) * 1000
-        since = wake.noticed if wake.exact else self._sound
+        since = min(settled.since, wake.noticed if wake.exact else self._sound)
         groups: dict[str, list[Change]] = {}
         own = guard.own_chains(settled.table)
         for change in settled.changes:

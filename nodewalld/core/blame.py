@@ -1,10 +1,14 @@
 """Why the reconciler looks; whom to name for a repair or a contention, and in which words."""
 
-from collections.abc import Callable, Sequence
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from nodewalld.core.events import Culprit
+from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason, duration, place
+from nodewalld.core.pacing import Contest
 from nodewalld.core.plan import Change
+from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Family, Table
 
 
@@ -23,19 +27,69 @@ class Wake:
     later: Callable[[], tuple[Culprit, ...]] = tuple
 
 
-def blame(culprits: Sequence[Culprit], family: Family) -> Culprit | None:
-    """The last writer whose tool can have written to this family; several may have written before we looked."""
+def suspects(culprits: Sequence[Culprit], family: Family) -> tuple[Culprit, ...]:
+    """The writers whose tools can have written to this family; several may have written before we looked."""
     other = (Family.IPV6 if family is Family.IPV4 else Family.IPV4).tool
-    fitting = [culprit for culprit in culprits if not culprit.comm.startswith(other)]
-    return next(iter((fitting or list(culprits))[-1:]), None)
+    return tuple(culprit for culprit in culprits if not culprit.comm.startswith(other)) or tuple(culprits)
 
 
-def contended(table: Table, chain: str, by: Culprit | None, wait: float) -> str:
-    """What to say of a contention, and what would end it; `wait` in seconds."""
-    who = f"{by.name} takes" if by else "another program takes"
+def contended(family: Family, contest: Contest, yield_to: Sequence[str]) -> str:
+    """What to say of a contention: where, who, how often, what we do, and what would end it."""
+    where = place(family, contest.table, contest.chain)
+    who = contest.by.name if contest.by else "another program"
+    often = f"{contest.rounds} times in {duration((contest.last - contest.since) * 1000)}"
+    if not contest.takers:
+        return f"{where}: {who} takes our jump out again and again, {often}; it is put back at once each time"
+    target = Rule(contest.takers[0]).target
+    rule = f"the jump to {target}" if "-" in target and len(contest.takers) == 1 else _rules(len(contest.takers))
+    pace = f"at most every {contest.wait:g} s" if contest.slowed else "at once"
     return (
-        f"{who} the place of our jump in {table} {chain} again and again; we now put it back every {wait:g} s. "
-        'Position "early", Calico\'s ChainInsertMode: Append, or a rule in mangle instead would end it'
+        f"{where}: {who} puts {rule} in the place of our jump again and again, {often}; ours is put back {pace}. "
+        f"What would end it: {', or '.join(_cures(contest.table, target, yield_to))}"
+    )
+
+
+def _rules(number: int) -> str:
+    return "a rule" if number == 1 else f"{number} rules"
+
+
+def _cures(table: Table, target: str, yield_to: Sequence[str]) -> Iterator[str]:
+    if any(fnmatch.fnmatchcase(target, glob) for glob in yield_to):
+        yield 'position = "early"'
+    elif "-" in target:  # a chain, and no target of iptables' own
+        yield f'position = "early" with "{target}" in daemon.yield_to'
+    else:
+        yield "another position"
+    if target.startswith("cali-"):
+        yield "ChainInsertMode: Append in Calico's FelixConfiguration"
+    if table is Table.FILTER:
+        yield "a rule in mangle instead"
+
+
+def contention_events(before: Sequence[Contention], now: Sequence[Contention]) -> Iterator[Event]:
+    """What to tell of contentions that have begun, and of those that are over."""
+    known, still = ({contest.identity for contest in each} for each in (before, now))
+    for contest in now:
+        if contest.identity not in known:
+            yield _event(Kind.CONTENTION, f"contention in {contest.what}", contest)
+    for contest in before:
+        if contest.identity not in still:
+            who = contest.by.name if contest.by else "the other program"
+            where = place(contest.family, contest.table, contest.chain)
+            what = f"contention in {where} is over after {contest.repairs} rounds: {who} leaves our jump alone"
+            yield _event(Kind.PEACE, what, contest)
+
+
+def _event(kind: Kind, what: str, contest: Contention) -> Event:
+    return Event(
+        time=datetime.now(UTC),
+        kind=kind,
+        what=what,
+        family=contest.family,
+        table=contest.table,
+        chain=contest.chain,
+        reason=None if kind is Kind.PEACE else Reason.DISPLACED if contest.takers else Reason.MISSING,
+        by=contest.by,
     )
 
 

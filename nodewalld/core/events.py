@@ -22,6 +22,7 @@ class Kind(StrEnum):
     RELOAD = "reload"
     REFUSED = "refused"
     CONTENTION = "contention"
+    PEACE = "peace"
     DEGRADED = "degraded"
     RECOVERED = "recovered"
     REMOVE = "remove"
@@ -39,6 +40,8 @@ _LEVELS = {
     Kind.DEGRADED: "error",
     Kind.REFUSED: "error",
 }
+
+_COMPLETE = {Kind.CONTENTION, Kind.PEACE}  # their words name the place and the program themselves
 
 
 class Reason(StrEnum):
@@ -107,6 +110,12 @@ class Culprit:
     parents: tuple[Process, ...] = ()
 
     @property
+    def lineage(self) -> frozenset[int]:
+        """The processes by which it is known again; a tool lives for one command, so none where /proc told nothing."""
+        own = () if self.comm.startswith(_TOOLS) else (self.pid,)
+        return frozenset((*own, *(parent.pid for parent in self.parents)))
+
+    @property
     def name(self) -> str:
         """The program to look at: the one that used the tool, where it is known, else the tool."""
         if self.comm.startswith(_TOOLS):
@@ -123,6 +132,14 @@ class Culprit:
     def __str__(self) -> str:
         text = f"{printable(self.comm)} (pid {self.pid}"
         return f"{text}, started by {self.parents[0]})" if self.parents else f"{text})"
+
+
+def place(family: Family | None, table: Table | None, chain: str | None) -> str:
+    """Where, as far as known: "mangle PREROUTING (IPv4)"."""
+    words = [word for word in (table, chain) if word]
+    if family:
+        words.append(f"({_FAMILY_WORDS[family]})")
+    return printable(" ".join(words))
 
 
 _FAMILY_WORDS = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
@@ -160,16 +177,15 @@ class Event:
     @property
     def place(self) -> str:
         """Where, as far as known: "mangle PREROUTING (IPv4)"."""
-        words = [word for word in (self.table, self.chain) if word]
-        if self.family:
-            words.append(f"({_FAMILY_WORDS[self.family]})")
-        return printable(" ".join(words))
+        return place(self.family, self.table, self.chain)
 
     def sentence(self) -> str:
         """All of it in one line, as the journal's MESSAGE says it."""
         what = printable(self.what)
-        place = f" in {self.place}" if self.table else f" {self.place}" if self.place else ""
-        parts = [what[:1].upper() + what[1:] + place]
+        what = what[:1].upper() + what[1:]
+        if self.kind in _COMPLETE:
+            return what
+        parts = [what + (f" in {self.place}" if self.table else f" {self.place}" if self.place else "")]
         wrong = self._wrong()
         if wrong:
             parts[0] += f": {wrong}"
@@ -207,7 +223,7 @@ class Event:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contention:
     """Another program that takes the same place again and again; `what` says who, how often and what would
-    end it."""
+    end it, `takers` by which rules (none where it takes ours out)."""
 
     family: Family
     table: Table
@@ -216,6 +232,12 @@ class Contention:
     repairs: int
     since: datetime
     by: Culprit | None = None
+    takers: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Chain and opponent: what makes two tellings tell of one contention."""
+        return self.family, self.table, self.chain, self.takers
 
     def to_json(self) -> dict[str, Any]:
         """One element of `contention` in `status --json`."""
@@ -227,6 +249,7 @@ class Contention:
             "repairs": self.repairs,
             "since": rfc3339(self.since),
             "by": self.by and self.by.to_json(),
+            "takers": [printable(text) for text in self.takers],
         }
 
 

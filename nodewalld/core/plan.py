@@ -24,6 +24,8 @@ from nodewalld.core.steps import Command, Delete, Insert, Step, render
 from nodewalld.core.tracing.traffic import TAG as TRACE_TAG
 from nodewalld.core.words import Family, Table
 
+_TAKERS_MAX = 8  # enough to know them again
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:
@@ -56,13 +58,17 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One chain in which something of ours was wrong: `subject` "was not there"."""
+    """One chain in which something of ours was wrong: `subject` "was not there".
+
+    `takers` are the foreign rules on the wrong side of a displaced one: the first few.
+    """
 
     chain: str
     reason: Reason
     subject: str
     wrong: str
     entries: tuple[str, ...] = ()
+    takers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,12 +353,13 @@ class _ChainPlan:
         """The placements to be put in anew, each with what was wrong."""
         wrong: dict[int, Change] = {}
 
-        def note(i: int, reason: Reason, what: str) -> None:
+        def note(i: int, reason: Reason, what: str, between: Sequence[Rule] = ()) -> None:
             place = self.places[i]
             target = Rule(place.text).target
             jumps = not place.tag or target.startswith(OWN_PREFIX)
             subject = f"the jump to {target}" if jumps else f"our rule {place.tag}"
-            wrong[i] = Change(self.name, reason, subject, what, place.entries)
+            takers = tuple(rule.text for rule in between[:_TAKERS_MAX])
+            wrong[i] = Change(self.name, reason, subject, what, place.entries, takers)
 
         highest = (-1, -1)
         for i in sorted(range(len(self.places)), key=lambda i: self.copies[i][:1] or [len(self.rules)]):
@@ -362,8 +369,9 @@ class _ChainPlan:
                 note(i, Reason.FLUSHED if gone else Reason.MISSING, "was not there")
             elif not self._as_written(place, self.rules[found[0]]):
                 note(i, Reason.CHANGED, "was not as written")
-            elif standing[i] != targets[i]:
-                note(i, Reason.DISPLACED, f"stood below {_foreign(standing[i])} instead of {targets[i]}")
+            elif (now := standing[i]) is not None and now != targets[i]:
+                between = self.foreign[min(now, targets[i]) : max(now, targets[i])]
+                note(i, Reason.DISPLACED, f"stood below {_foreign(now)} instead of {targets[i]}", between)
             elif len(found) > 1:
                 note(i, Reason.CHANGED, f"stood there {len(found)} times")
             elif (targets[i], i) < highest:

@@ -33,6 +33,7 @@ MESSAGE_IDS: Mapping[Kind, str] = {
     Kind.RELOAD: "b85f062b8f0e4b81a67b6a27b8ff8239",
     Kind.REFUSED: "5285265a83404af7990ad8eedda09205",
     Kind.CONTENTION: "9e7acea4c1d84138b08e3d5936b297e8",
+    Kind.PEACE: "948f79dfc2eb454e8b7fcc01af6b1106",
     Kind.DEGRADED: "b65ee5b98b294d88a39d384869fd9c96",
     Kind.RECOVERED: "4450316f7ba5412bb77e1fb0b19ad4e6",
     Kind.REMOVE: "e89c6228f4c74869a7e35c1aa62e6093",

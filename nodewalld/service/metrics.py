@@ -5,6 +5,7 @@ nothing: that is told once, and the rules are held. The library (12 MiB) is impo
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -165,7 +166,9 @@ class _Moment:
         backend = status.backend.value if status.backend else ""
         config = status.config
         loaded = config.loaded_at.timestamp() if config.loaded_at else 0.0
-        contests = {(c.family.value, c.table.value, c.chain): float(c.repairs) for c in status.contention}
+        contests: Counter[tuple[str, ...]] = Counter()
+        for c in status.contention:
+            contests[c.family.value, c.table.value, c.chain] += c.repairs
         families = {(f.value,): float(state is State.ENFORCING) for f, state in status.families.items()}
         sets = {(name,): float(size) for name, size in self._now.sets.items()}
         yield gauge("info", "1; version and backend.", ("version", "backend"), {(status.version, backend): 1.0})
