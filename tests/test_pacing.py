@@ -283,13 +283,30 @@ def test_peace_is_recognised_by_itself() -> None:
         chain.retake()
     over = chain.pacer.over(chain.now)
     assert over == chain.now + QUIET + FIRST_WAIT
-    chain.now = over
+    chain.now = over - 0.1
     assert chain.contests
-    chain.now += 0.1
+    chain.now = over
     assert not chain.contests
     assert chain.pacer.over(chain.now) == float("inf")
     chain.retake()
     assert chain.waited[-1] == 0.0
+
+
+def test_who_comes_back_is_met_at_the_pace_that_it_had() -> None:
+    chain = calico()
+    for _ in range(8):
+        chain.retake(after=0.1)
+    pace = chain.contests[0].wait
+    chain.now = chain.pacer.over(chain.now)
+    assert not chain.contests
+    chain.retake(after=60.0)
+    assert chain.waited[-1] == 0.0
+    assert chain.contests[0].wait == pace * 2
+    assert chain.contests[0].rounds == 1
+    chain.now += 599.0
+    assert not chain.contests
+    chain.retake(after=3.0)
+    assert not chain.contests
 
 
 def test_a_wish_for_another_place_ends_it() -> None:

@@ -6,7 +6,8 @@ Laws:
 2. In a war our answers come at intervals that double up to a limit, and never stop. Whoever has won is quiet while we
    wait. So when anything else moves in that chain meanwhile, it was no answer to us: ours is put back at once.
 3. Only *moving* what is displaced is paced; what is gone is always put back at once, and only told of.
-4. What the other side has left alone for longer than it ever took to answer is over.
+4. What the other side has left alone for longer than it ever took to answer is over. Should it come back (Felix looks
+   after 1, 2 and 4 s, and then at its refresh), it is met at the pace that it had.
 """
 
 from collections import deque
@@ -74,6 +75,7 @@ class _Opponent:
     contested: bool = False
     wait: float = 0.0
     slowed: bool = False
+    lapsed: float = 0.0
 
     def took(self, now: float, lag: float | None) -> None:
         """It has taken the place once more; `lag`: in answer to our last write, after so many seconds."""
@@ -84,6 +86,8 @@ class _Opponent:
         if not self.contested and not self.row:
             self.began, self.rounds = now, 0
         self.rounds, self.row, self.last = self.rounds + 1, self.row + 1, now
+        if lag is not None and self.lapsed:
+            self.contested, self.wait, self.lapsed = True, min(self.lapsed * 2, LAST_WAIT), 0.0
         if not self.seconds or int(self.seconds[-1]) != int(now):
             self.seconds.append(now)
 
@@ -96,6 +100,11 @@ class _Opponent:
         self.contested, self.wait = True, FIRST_WAIT if self.takers else 0.0
         if not in_a_row:
             self.began, self.rounds = self.seconds[0], STUBBORN
+
+    def lapse(self) -> None:
+        """It has been quiet for long enough. If it comes back while it is remembered, the pace is the one it had."""
+        self.contested, self.slowed, self.lapsed, self.wait, self.row = False, False, self.wait, 0.0, 0
+        self.seconds.clear()
 
     @property
     def over(self) -> float:
@@ -185,10 +194,13 @@ class Pacer:
         """The contentions that are going on."""
         for key, chain in list(self._chains.items()):
             for kind, opponent in list(chain.opponents.items()):
-                if now > opponent.over:
-                    del chain.opponents[kind]
+                opponent.judge()
+                if now < opponent.over:
+                    continue
+                if opponent.contested:
+                    opponent.lapse()
                 else:
-                    opponent.judge()
+                    del chain.opponents[kind]
             if not chain.opponents:
                 del self._chains[key]
         return tuple(
