@@ -240,11 +240,12 @@ def test_a_restart_of_docker_during_a_war_with_calico_does_not_wait(backend: Bac
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("chain", ["FORWARD", "NODEWALL-0"])
 @in_own_namespace
-def test_what_is_taken_out_never_waits_for_a_war(backend: Backend) -> None:
+def test_what_is_taken_out_never_waits_for_a_war(backend: Backend, chain: str) -> None:
     with kernel(backend, FIRST, *FELIX) as here:
         lose(here, Felix(here))
-        here.run("-F FORWARD")
+        here.run(f"-F {chain}")
         here.wake()
         assert here.right
 

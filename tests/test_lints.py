@@ -210,6 +210,12 @@ SAID = [
     # contested-position
     (rule("-p udp -j DROP", chain="FORWARD", more=FIRST), live("filter", *FELIX), "contested-position"),
     (rule("-p udp -j DROP", chain="FORWARD", more=LAST), live("filter", *FELIX, APPENDED), "contested-position"),
+    (forward("a", "drop", 'position = { before = ["cali-*"] }'), live("filter", *FELIX), "contested-position"),
+    (
+        forward("a", "drop", 'position = { after = ["KUBE-FORWARD"], before = [{ comment = "cali:*" }] }'),
+        live("filter", *FELIX),
+        "contested-position",
+    ),
     (forward("a", "drop", FIRST), live("filter", *FELIX), "contested-position"),
     (
         rule("-p udp -j DROP", more=FIRST),
@@ -410,6 +416,11 @@ SILENT = {
         NODE,
     ),
     "a zone for everybody": (zone("a", 'sources = ["0.0.0.0/0", "::/0"]\nservices = ["ssh"]'), NODE),
+    "below Calico's by name": (forward("a", "drop", 'position = { after = ["cali-*"] }'), live("filter", *FELIX)),
+    "above what yields, below Calico's": (
+        forward("a", "drop", 'position = { before = ["KUBE-FORWARD"] }'),
+        live("filter", *FELIX),
+    ),
     "early below Calico's": (rule("-p udp -j DROP", chain="FORWARD"), live("filter", *FELIX, APPENDED)),
     "first where Calico appends": (
         rule("-p udp -j DROP", chain="FORWARD", more=FIRST),

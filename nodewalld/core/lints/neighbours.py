@@ -104,20 +104,24 @@ def _is_node_port(entry: PortEntry, served: Mapping[Family, Iterable[NodePort]],
 
 
 def contested_positions(config: Config, facts: NodeFacts) -> Iterator[Problem]:
-    """contested-position: "first" where a program insists on the top, "last" where Felix appends."""
+    """contested-position: above a program that insists on the top, "last" where Felix appends."""
     for where, key, table, chain, families, position in _positions(config):
         for family in families:
             foreign = facts.foreign(family, table, chain)
             if position.place is Place.FIRST:
                 owner = _insists(foreign[:1], config.daemon.yield_to)
                 cure = 'position = "early" stands right below it'
+            elif position.place is Place.BETWEEN:
+                named = (rule for rule in foreign[:1] if any(rule.matches(anchor) for anchor in position.before))
+                owner = _insists(named, config.daemon.yield_to)
+                cure = f'{{ after = ["{owner}"] }} stands right below it'
             elif position.place is Place.LAST:
                 owner = _appends(foreign[-1:])
                 cure = "{ before = [...] } with what must stand below, or a [[forward]] without a position"
             else:
                 continue
             if owner:
-                end = "top" if position.place is Place.FIRST else "end"
+                end = "end" if position.place is Place.LAST else "top"
                 place = f"the {end} of {table} {chain} ({family})"
                 message = f"{owner} insists on {place}: each would move the other for ever"
                 yield Problem(where, key, message, cure, "contested-position")
