@@ -198,7 +198,8 @@ def test_before_wins_when_the_anchors_stand_the_wrong_way_round() -> None:
     table = forward(FOREIGN[6], FOREIGN[1], FOREIGN[5])
     plan_ = settle(desired(SEED_002), table)
     assert order(table)[0] == "at/between-0"
-    assert "wrong order" in plan_.unmet[0]
+    crossed = "-s 10.42.0.0/16 -j ACCEPT stands below -d 10.42.0.0/16 -j ACCEPT"
+    assert f"its anchors are in the wrong order ({crossed}), so only `before` is kept" in plan_.unmet[0]
 
 
 def test_a_vanished_anchor_moves_nothing_downwards_while_it_is_held() -> None:
@@ -212,6 +213,34 @@ def test_a_vanished_anchor_moves_nothing_downwards_while_it_is_held() -> None:
     assert planned(wanted, table).commands
 
 
+def test_an_anchor_that_vanished_a_moment_ago_is_no_news_yet() -> None:
+    table = forward(FOREIGN[5], FOREIGN[1], FOREIGN[6])
+    wanted = desired(SEED_002)
+    settle(wanted, table)
+    table.chains["FORWARD"] = [rule for rule in table.chains["FORWARD"] if "10.42" not in rule]
+    held = planned(wanted, table, ("FORWARD at/between-0",))
+    assert (held.commands, held.unmet, held.held) == ((), (), True)
+    assert planned(wanted, table).unmet
+
+
+@pytest.mark.parametrize(
+    ("anchor", "hint"),
+    [
+        (
+            Anchor(AnchorKind.TARGET, "DOCKER-FORWARD"),
+            "(DOCKER-FORWARD; there is DOCKER-USER, DOCKER-ISOLATION-STAGE-1)",
+        ),
+        (Anchor(AnchorKind.TARGET, "FLANNEL-FWD"), "(FLANNEL-FWD)"),
+        (Anchor(AnchorKind.TARGET, "ACCEPTED"), "(ACCEPTED)"),
+        (Anchor(AnchorKind.COMMENT, "cali:*"), "(the comment cali:*)"),
+    ],
+)
+def test_what_may_have_taken_a_missing_anchor_s_place_is_named(anchor: Anchor, hint: str) -> None:
+    table = forward(*FOREIGN[1:5])
+    change = settle(desired(Position(Place.BETWEEN, (anchor,))), table)
+    assert change.unmet[0].endswith(hint)
+
+
 def test_early_goes_below_a_leading_run_of_those_it_yields_to_and_above_the_rest() -> None:
     table = forward(FOREIGN[0], FOREIGN[8], FOREIGN[1])
     settle(desired(Position()), table)
@@ -222,7 +251,8 @@ def test_with_every_anchor_missing_a_rule_stays_and_says_so() -> None:
     table = forward(FOREIGN[0], FOREIGN[1])
     change = settle(desired(SEED_002), table)
     assert order(table) == ["cali-FORWARD", "at/between-0", "KUBE-FORWARD"]
-    assert "none of its anchors" in change.unmet[0]
+    words = "none of its anchors is in the chain (-s 10.42.0.0/16 -j ACCEPT, -d 10.42.0.0/16 -j ACCEPT)"
+    assert change.unmet == (f"rule/0 in filter FORWARD: {words}",)
     table.chains["FORWARD"].append(table.chains["FORWARD"].pop(1))
     assert planned(desired(SEED_002), table).commands == ()
 

@@ -75,9 +75,9 @@ class Change:
 class TablePlan:
     """What to write into one table, step by step, why, and what can't be met now.
 
-    `held` is true when something was left where it is because its anchor vanished only a moment ago; `seen` says
-    for every anchored placement ("CHAIN TAG") which of its anchors are there; `spared` names chains of ours
-    that stay because foreign rules lead to them.
+    `held` is true when something was left where it is, or untold, because an anchor vanished only a moment ago;
+    `seen` says for every anchored placement ("CHAIN TAG") which of its anchors are there; `spared` names chains of
+    ours that stay because foreign rules lead to them.
     """
 
     family: Family
@@ -346,7 +346,9 @@ class _ChainPlan:
         for place, space in zip(self.places, rooms, strict=True):
             if place.position.place is Place.BETWEEN:
                 self.draft.seen[f"{self.name} {place.tag}"] = space.seen
-            if space.unmet:
+            if space.unmet and f"{self.name} {place.tag}" in self.draft.held:
+                self.draft.was_held = True  # an anchor that is back in a moment is no news
+            elif space.unmet:
                 self.draft.unmet.append(f"{place.entries[0]} in {self.draft.table} {self.name}: {space.unmet}")
 
     def _wrong(self, standing: Sequence[int | None], targets: Sequence[int]) -> dict[int, Change]:

@@ -8,7 +8,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nodewalld.core.config import Place, Position
+from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.ruletext import Rule
 
 _RANK = {Place.FIRST: 0, Place.EARLY: 1, Place.BETWEEN: 2, Place.LAST: 3}
@@ -51,13 +51,32 @@ def room(position: Position, foreign: Sequence[Rule], yield_to: Sequence[str], *
     above = [i for i, rule in enumerate(foreign) if any(rule.matches(a) for a in position.before)]
     seen = frozenset((["after"] if below else []) + (["before"] if above else []))
     if not seen:
-        unmet = "none of its anchors is in the chain" if applies else ""
-        return Room(0, count, early, unmet, seen)
+        return Room(0, count, early, _missing(position, foreign) if applies else "", seen)
     low = below[-1] + 1 if below else 0
     high = above[0] if above else count
     if low > high:
-        return Room(0, high, high, "its anchors stand in the wrong order, so only `before` is kept", seen)
+        crossed = f"{foreign[below[-1]].shown} stands below {foreign[high].shown}"
+        return Room(0, high, high, f"its anchors are in the wrong order ({crossed}), so only `before` is kept", seen)
     return Room(low, high, high if above else low, "", seen)
+
+
+def _missing(position: Position, foreign: Sequence[Rule]) -> str:
+    """That nothing of what it looks for is there, and what may have taken its place: Docker 28 renamed its chains."""
+    wanted = (*position.after, *position.before)
+    heads = {_head(anchor.pattern) for anchor in wanted if anchor.kind is AnchorKind.TARGET} - {""}
+    akin = dict.fromkeys(rule.target for rule in foreign if _head(rule.target) in heads)
+    hint = f"; there is {', '.join(akin)}" if akin else ""
+    return f"none of its anchors is in the chain ({', '.join(map(_words, wanted))}{hint})"
+
+
+def _head(name: str) -> str:
+    """What the chains of one program have in common: "DOCKER-" of DOCKER-FORWARD."""
+    head, dash, _ = name.partition("-")
+    return head + dash if dash and head.isalnum() else ""
+
+
+def _words(anchor: Anchor) -> str:
+    return f"the comment {anchor.pattern}" if anchor.kind is AnchorKind.COMMENT else anchor.pattern
 
 
 def _leading_run(foreign: Sequence[Rule], globs: Sequence[str]) -> int:

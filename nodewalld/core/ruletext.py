@@ -73,6 +73,11 @@ class Rule:
         """The chain or target after -j or -g; "" for a rule that only counts."""
         return next((after for word, after in pairwise(self.words) if word in _JUMPS), "")
 
+    @property
+    def shown(self) -> str:
+        """What to call it in a sentence: the chain that it leads to, else the whole rule."""
+        return self.target if "-" in self.target else self.text
+
     @cached_property
     def returns(self) -> bool:
         """Whether it ends the chain that it is in: by RETURN or by goto."""
