@@ -26,6 +26,12 @@ _SYSCTLS = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What test_chaos.py takes."""
+    parser.addoption("--chaos-seconds", default="8", help="how long chaos reigns, for each backend")
+    parser.addoption("--chaos-seed", default=None, help="the number that a failed run has printed")
+
+
 def _printed(*command: str) -> str:
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
