@@ -11,11 +11,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from nodewalld.core.blame import Wake, contended, subjects, suspects
+from nodewalld.core.blame import Wake, contention, subjects, suspects
 from nodewalld.core.config import Config
 from nodewalld.core.decide import Decisions, decide
 from nodewalld.core.desired import Desired, merge
@@ -150,23 +150,12 @@ class Reconciler:
 
     def contention(self) -> tuple[Contention, ...]:
         """Who takes a place of ours back again and again, and what would end it."""
-        now, wall = self._clock(), datetime.now(UTC)
-        found = []
-        for family, guard in self._guards.items():
-            found += [
-                Contention(
-                    family=family,
-                    table=contest.table,
-                    chain=contest.chain,
-                    what=contended(family, contest, guard.desired.yield_to),
-                    repairs=contest.rounds,
-                    since=wall - timedelta(seconds=now - contest.since),
-                    by=contest.by,
-                    takers=contest.takers,
-                )
-                for contest in guard.pacer.contests(now)
-            ]
-        return tuple(found)
+        now = self._clock()
+        return tuple(
+            contention(family, contest, guard.desired.yield_to, now - contest.since)
+            for family, guard in self._guards.items()
+            for contest in guard.pacer.contests(now)
+        )
 
     @property
     def in_force(self) -> bool:

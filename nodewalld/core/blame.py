@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason, duration, place
 from nodewalld.core.pacing import Contest
@@ -31,6 +31,20 @@ def suspects(culprits: Sequence[Culprit], family: Family) -> tuple[Culprit, ...]
     """The writers whose tools can have written to this family; several may have written before we looked."""
     other = (Family.IPV6 if family is Family.IPV4 else Family.IPV4).tool
     return tuple(culprit for culprit in culprits if not culprit.comm.startswith(other)) or tuple(culprits)
+
+
+def contention(family: Family, contest: Contest, yield_to: Sequence[str], age: float) -> Contention:
+    """A contest as it is told of; `age` is how long ago it began, in seconds."""
+    return Contention(
+        family=family,
+        table=contest.table,
+        chain=contest.chain,
+        what=contended(family, contest, yield_to),
+        repairs=contest.rounds,
+        since=datetime.now(UTC) - timedelta(seconds=age),
+        by=contest.by,
+        takers=contest.takers,
+    )
 
 
 def contended(family: Family, contest: Contest, yield_to: Sequence[str]) -> str:
