@@ -11,7 +11,7 @@ def main() -> None:
     config, state = map(Path, sys.argv[1:])
     for _ in sys.stdin:
         try:
-            answer: object = plan(config, state)
+            answer: object = plan(config, state)["changes"]
         except Exception as error:  # it is the question's answer that none could be had
             answer = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)

@@ -407,7 +407,7 @@ class _ChainPlan:
         return place.text if self._as_written(place, rule) else rule.text
 
 
-def _foreign(count: int | None) -> str:
+def _foreign(count: int) -> str:
     return f"{count} foreign {'rule' if count == 1 else 'rules'}"
 
 
