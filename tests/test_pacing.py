@@ -235,7 +235,7 @@ def test_who_moves_while_we_wait_has_not_answered_us(what: str) -> None:
     assert chain.rules[0] == OURS
 
 
-def test_a_contention_with_another_pace_begins_to_double_anew() -> None:
+def test_who_goes_on_while_we_wait_is_answered_at_once_until_it_answers_us_again() -> None:
     chain = calico()
     for _ in range(8):
         chain.retake(after=0.1)
@@ -246,7 +246,23 @@ def test_a_contention_with_another_pace_begins_to_double_anew() -> None:
     chain.see()
     chain.insert(CALI)
     chain.see()
-    assert chain.contests[0].wait == FIRST_WAIT
+    (contest,) = chain.contests
+    assert (contest.wait, contest.slowed) == (0.0, False)
+    chain.waited.clear()
+    for _ in range(ROUNDS):  # the take that went before is the first of them
+        chain.retake(after=0.1)
+    assert chain.waited == pytest.approx([0.0] * (ROUNDS - 1) + [FIRST_WAIT - 0.1])
+
+
+def test_a_node_that_makes_networks_all_day_is_told_of_and_never_waits() -> None:
+    chain = Chain([DOCKER, STAGE, KUBE])
+    for number in range(200):
+        chain.now += 4.0
+        chain.insert(f"-o br-{number} -j ACCEPT")
+        chain.settle()
+        docker_restarts(chain)
+    assert {contest.takers for contest in chain.contests} == {(DOCKER,), (STAGE,)}
+    assert not any(chain.waited)
 
 
 # --- what is gone

@@ -56,7 +56,7 @@ def contended(family: Family, contest: Contest, yield_to: Sequence[str]) -> str:
         return f"{where}: {who} takes our jump out again and again, {often}; it is put back at once each time"
     target = Rule(contest.takers[0]).target
     rule = f"the jump to {target}" if "-" in target and len(contest.takers) == 1 else _rules(len(contest.takers))
-    pace = f"at most every {contest.wait:g} s" if contest.slowed else "at once"
+    pace = f"at most every {contest.wait:g} s" if contest.slowed and contest.wait else "at once"
     return (
         f"{where}: {who} puts {rule} in the place of our jump again and again, {often}; ours is put back {pace}. "
         f"What would end it: {', or '.join(_cures(contest.table, target, yield_to))}"

@@ -4,7 +4,8 @@ Laws:
 1. In a war the same rules take the same place in answer to our writes. A burst is somebody at work: its rules come and
    go, or its program is another each time. A burst is answered move by move, at once, however long it is.
 2. In a war our answers come at intervals that double up to a limit, and never stop. Whoever has won is quiet while we
-   wait. So when anything else moves in that chain meanwhile, it was no answer to us: ours is put back at once.
+   wait. So when anything else moves in that chain meanwhile, it was no answer to us: ours is put back at once, and if
+   rules came or went, the waits are over until there is a new reason for them.
 3. Only *moving* what is displaced is paced; what is gone is always put back at once, and only told of.
 4. What the other side has left alone for longer than it ever took to answer is over. Should it come back (Felix looks
    after 1, 2 and 4 s, and then at its refresh), it is met at the pace that it had.
@@ -28,7 +29,11 @@ of ours would only bring a fourth of theirs. What happens otherwise in the chain
 
 STUBBORN = 20
 """Different seconds within `MEMORY` in which the same rules took the place, that make a contention whatever else went
-on: of two that fight each other as well neither answers us alone. Nine restarts of Docker within 20 s are nine."""
+on: of two that fight each other as well neither answers us alone. It is told; what is paced is only haste."""
+
+HASTE = 60.0
+"""Seconds for so many of them that are met by waits. Ten restarts of Docker within 20 s are ten, and a node that makes
+networks all day takes longer."""
 
 MEMORY = 600.0
 """Seconds after which a take is no answer: the slowest neighbour known (kube-router) looks every 300 s."""
@@ -93,13 +98,19 @@ class _Opponent:
 
     def judge(self) -> None:
         """See whether it is contention by now. Not done at once: who did it is known a little later than what."""
-        stubborn = len(self.seconds) == STUBBORN and self.last - self.seconds[0] <= MEMORY
+        spread = self.last - self.seconds[0] if len(self.seconds) == STUBBORN else float("inf")
         in_a_row = self.row >= ROUNDS and bool(self.takers)
-        if self.contested or not (stubborn or in_a_row):
-            return
-        self.contested, self.wait = True, FIRST_WAIT if self.takers else 0.0
-        if not in_a_row:
-            self.began, self.rounds = self.seconds[0], STUBBORN
+        if not self.contested and (in_a_row or spread <= MEMORY):
+            self.contested = True
+            if not in_a_row:
+                self.began, self.rounds = self.seconds[0], STUBBORN
+        if self.contested and self.takers and not self.wait and (in_a_row or spread <= HASTE):
+            self.wait = FIRST_WAIT
+
+    def acquit(self) -> None:
+        """It has gone on though it had the place: it does not answer us, whatever it does."""
+        self.wait, self.row, self.slowed = 0.0, 0, False
+        self.seconds.clear()
 
     def lapse(self) -> None:
         """It has been quiet for long enough. If it comes back while it is remembered, the pace is the one it had."""
@@ -124,6 +135,7 @@ class _Chain:
     taken: float | None = None
     found: tuple[int, frozenset[str]] = (0, frozenset())
     restless: bool = False
+    stirred: bool = False
 
 
 class Pacer:
@@ -147,6 +159,7 @@ class Pacer:
         found = _content(rules), frozenset(takers or ())
         if chain.taken is not None:
             chain.restless |= takers is None or found != chain.found
+            chain.stirred |= found[0] != chain.found[0]
         else:
             chain.disturbed |= found[0] != chain.content
         if takers is None:
@@ -168,8 +181,10 @@ class Pacer:
         lag = (now if chain.taken is None else chain.taken) - chain.moved
         answers = kind == chain.current and content == chain.content and not chain.disturbed and lag <= MEMORY
         opponent = chain.opponents.pop(kind, None) or _Opponent(tuple(takers), now)
-        if opponent.wait:
-            opponent.wait = FIRST_WAIT if chain.restless else min(opponent.wait * 2, LAST_WAIT)
+        if chain.stirred:
+            opponent.acquit()
+        elif opponent.wait:
+            opponent.wait = min(opponent.wait * 2, LAST_WAIT)
         opponent.took(now, lag if answers else None)
         chain.opponents[kind] = opponent
         if len(chain.opponents) > _OPPONENTS_MAX:
