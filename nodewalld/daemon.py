@@ -45,6 +45,7 @@ from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import LONGEST, Tenure
 from nodewalld.service.wire import Refused
 from nodewalld.setbook import SetBook
+from nodewalld.surroundings import Surroundings
 from nodewalld.witness import Witness
 
 LEGACY_LOOK = 1.0
@@ -97,6 +98,7 @@ class Daemon:
         )
         self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
         self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._book, self._record)
+        self._surroundings = Surroundings(state, self._record)
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
@@ -148,6 +150,7 @@ class Daemon:
         with self._heart.working():
             sweep()
             self._governor.start()
+        self._surroundings.look()
         self._due.resync = time.monotonic() + self._governor.config.daemon.resync
         self._after_pass()
         self._record(_event(Kind.START, f"nodewalld {__version__} started: {self.status.sentence()}"))
@@ -180,6 +183,7 @@ class Daemon:
         timeout = max(
             0.0, min(self._due.next - now, self._summary.due - now, self._metrics.due - now, self._governor.due)
         )
+        timeout = max(0.0, min(timeout, self._surroundings.due - now))
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         with self._heart.sleeping(timeout):
@@ -206,13 +210,16 @@ class Daemon:
         if self._link_events in sources and self._link_events.drain():
             self._due.relink = min(self._due.relink, noticed + _SETTLE)
         if wake and self._ready:
-            self._reconciler.wake(wake)
+            self._wake(wake)
         self._obey_signals()
         self._desk.work(self._obey)
         self._governor.follow_files()
         self._keep_time()
         if (again := self._witness.overheard()) and self._ready:
-            self._reconciler.wake(again)
+            self._wake(again)
+
+    def _wake(self, wake: Wake) -> None:
+        self._surroundings.woken(wake, self._reconciler.wake(wake))
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -226,6 +233,8 @@ class Daemon:
             announce(told)
         if self._governor.due <= 0:
             self._governor.expire()
+        if now >= self._surroundings.due:
+            self._surroundings.look()
         if now >= due.retry or now >= due.resync:
             self._disk.catch_up()
         if self._governor.owed and not self._resting:
@@ -241,9 +250,10 @@ class Daemon:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
             sweep()
             self._reconciler.resync()
+            self._surroundings.look()
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:
-                self._reconciler.wake(Wake(now, exact=False))
+                self._wake(Wake(now, exact=False))
             if now >= due.look or due.look == float("inf"):
                 due.look = now + max(LEGACY_LOOK, _LOOK_REST * (time.monotonic() - now))
         else:
@@ -339,6 +349,7 @@ class Daemon:
             repairs=self._history.count(Kind.REPAIR),
             last_repair=self._history.last_repair,
             contention=reconciler.contention(),
+            neighbours=self._surroundings.neighbours,
             families=families,
         )
 
@@ -398,6 +409,7 @@ class Daemon:
         try:
             taken = self._governor.reload(parse_connection(str(args.get("connection", ""))))
             self._ready = True
+            self._surroundings.forget()
         finally:
             self._tell_state()
             self._notifier.ready(self.status.sentence())

@@ -28,9 +28,11 @@ LAYERS = {
     "setbook": {"core", "configuration", "service", "follower"},
     "governor": {"core", "configuration", "kernel", "service", "reconciler", "setbook"},
     "witness": {"core", "kernel"},
+    "surroundings": {"core", "kernel", "service"},
     "desk": {"core", "service"},
     "daemon": {
         "witness",
+        "surroundings",
         "core",
         "configuration",
         "kernel",

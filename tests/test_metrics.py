@@ -17,7 +17,7 @@ from lab import node as layout
 from lab.daemon import Daemon
 from lab.node import Node, wait_for
 from lab.traffic import Probe, connect_all
-from nodewalld.core.events import ConfigStatus, Count, Culprit, Event, Kind, Reason, State, Status
+from nodewalld.core.events import ConfigStatus, Count, Culprit, Event, Kind, Neighbour, Reason, State, Status
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.service.metrics import WRITE_EVERY, Metrics, Snapshot
 
@@ -33,6 +33,7 @@ STATUS = Status(
     desired=7,
     in_place=6,
     families={Family.IPV4: State.ENFORCING, Family.IPV6: State.DEGRADED},
+    neighbours=(Neighbour(name="Docker", what="dead", since=WHEN, cure="restart it", jumps=("a", "b")),),
 )
 COUNTS = (
     Count(Family.IPV4, Table.MANGLE, "NODEWALL-x-web", "port/web", "DROP", 3, 120),
@@ -87,6 +88,7 @@ def test_the_file_tells_state_events_sets_and_counters(tmp_path: Path) -> None:
         ("nodewalld_config_refused",): 0,
         ("nodewalld_config_loaded_timestamp_seconds",): WHEN.timestamp(),
         ("nodewalld_set_entries", "friends"): 2,
+        ("nodewalld_neighbour_lost", "Docker"): 2,
         ("nodewalld_rule_packets_total", "NODEWALL-x-web", "port/web", "ipv4", "mangle", "DROP"): 7,
         ("nodewalld_rule_bytes_total", "NODEWALL-x-web", "port/web", "ipv4", "mangle", "DROP"): 280,
         ("nodewalld_repairs_total", "iptables", "PREROUTING", "ipv4", "missing", "mangle"): 1,

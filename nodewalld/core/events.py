@@ -27,6 +27,8 @@ class Kind(StrEnum):
     RECOVERED = "recovered"
     REMOVE = "remove"
     SET = "set"
+    NEIGHBOUR = "neighbour"
+    HEALED = "healed"
 
     @property
     def level(self) -> str:
@@ -39,6 +41,7 @@ _LEVELS = {
     Kind.CONTENTION: "warning",
     Kind.DEGRADED: "error",
     Kind.REFUSED: "error",
+    Kind.NEIGHBOUR: "warning",
 }
 
 _COMPLETE = {Kind.CONTENTION, Kind.PEACE}  # their words name the place and the program themselves
@@ -197,7 +200,7 @@ class Event:
 
     def _wrong(self) -> str:
         if self.reason is None:
-            return f"by {self.by}" if self.by else ""
+            return f"by {self.by}" if self.by and self.kind is not Kind.NEIGHBOUR else ""
         state, blame = _WRONG[self.reason]
         return state + (blame.format(self.by) if self.by else "")
 
@@ -253,6 +256,29 @@ class Contention:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """Another program that has lost jumps of its own; `what` says what is dead, since when, by whom, and the cure."""
+
+    name: str
+    what: str
+    since: datetime
+    cure: str
+    jumps: tuple[str, ...]
+    by: Culprit | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of `neighbours` in `status --json`."""
+        return {
+            "name": self.name,
+            "what": printable(self.what),
+            "since": rfc3339(self.since),
+            "cure": self.cure,
+            "jumps": list(self.jumps),
+            "by": self.by and self.by.to_json(),
+        }
+
+
 class Count(NamedTuple):
     """What one rule of an entry has seen; `target` is "" for a rule that only counts."""
 
@@ -300,6 +326,7 @@ class Status:
     repairs: int = 0
     last_repair: Event | None = None
     contention: tuple[Contention, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
     families: Mapping[Family, State] = field(default_factory=dict)
     note: str = ""
 
@@ -339,6 +366,7 @@ class Status:
             "repairs": self.repairs,
             "last_repair": self.last_repair and self.last_repair.to_json(),
             "contention": [one.to_json() for one in self.contention],
+            "neighbours": [one.to_json() for one in self.neighbours],
             "note": self.note or None,
             "families": {family.value: state.value for family, state in self.families.items()},
         }

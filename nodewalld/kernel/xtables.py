@@ -37,7 +37,8 @@ _SO_IP_SET, _SET_BY_INDEX, _SET_PROTOCOL = 83, 7, 6  # uapi ip_set.h: ip_set_req
 _NO_SET = 0xFFFF  # IPSET_INVALID_ID
 _SET_REQUEST = struct.Struct("@IIH30s")
 _ERROR_TARGET = b"ERROR\0"
-_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_ERROR_SIZE = 64  # xt_error_target, padded
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")  # in the order of enum nf_inet_hooks
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -197,6 +198,31 @@ class LegacyReader:
         content = self._content(table)
         return content is not None and words in content[1]
 
+    def jumps(self, table: str) -> dict[str, tuple[str, ...]]:
+        """Where the rules of the built-in chains jump to: user's chains by name, in order, by chain."""
+        content = self._content(table)
+        if content is None:
+            return {}
+        _, hooks, *numbers = _INFO.unpack(content[0])
+        entries = content[1]
+        return {
+            chain: tuple(self._targets(entries, first, last))
+            for hook, chain in enumerate(_HOOKS)
+            if hooks & 1 << hook
+            for first, last in [(numbers[hook], numbers[hook + len(_HOOKS)])]
+        }
+
+    def _targets(self, entries: bytearray, start: int, policy: int) -> Iterator[str]:
+        """The chains that the rules between two offsets jump to."""
+        whole = self._layout.counters + _COUNTERS.size
+        for at, target, _ in self._walk(entries, start, policy):
+            (verdict,) = _VERDICT.unpack_from(entries, at + target + 32)
+            if not entries[at + target + 2] and verdict >= 0:
+                # A jump leads behind the head of its chain, which is an entry without matches.
+                found = _chain_name(entries, verdict - _ERROR_SIZE) if verdict >= whole + _ERROR_SIZE else None
+                if found is not None:
+                    yield found
+
     def has_chain(self, table: str, name: str) -> bool:
         """Whether a table holds a user's chain of this name."""
         return name in self.chains(table)
@@ -213,9 +239,9 @@ class LegacyReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _walk(self, entries: bytearray) -> Iterator[tuple[int, int, int]]:
-        """The entries of a table: (start, offset of the target, offset of the next entry)."""
-        start, end, at, unpack = 0, len(entries), self._layout.offsets, _OFFSETS.unpack_from
+    def _walk(self, entries: bytearray, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
+        """The entries of a table, or a part of them: (start, offset of the target, offset of the next entry)."""
+        end, at, unpack = len(entries) if end is None else end, self._layout.offsets, _OFFSETS.unpack_from
         while start < end:
             target, following = unpack(entries, start + at)
             if following < self._layout.counters + 16:

@@ -38,6 +38,8 @@ MESSAGE_IDS: Mapping[Kind, str] = {
     Kind.RECOVERED: "4450316f7ba5412bb77e1fb0b19ad4e6",
     Kind.REMOVE: "e89c6228f4c74869a7e35c1aa62e6093",
     Kind.SET: "88d3ae6a1b554e80bc21735e71595faa",
+    Kind.NEIGHBOUR: "893007a157ce44688608ab05840697e6",
+    Kind.HEALED: "28b6bb41e8a74d00a973f1591e6c3827",
 }
 """One for ever: catalogs and people's filters refer to them."""
 

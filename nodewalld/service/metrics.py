@@ -182,6 +182,8 @@ class _Moment:
         yield gauge(
             "contention", "Places taken back again and again: how often.", ("family", "table", "chain"), contests
         )
+        lost = {(each.name,): float(len(each.jumps)) for each in status.neighbours}
+        yield gauge("neighbour_lost", "Jumps of its own that another program has lost.", ("neighbour",), lost)
         yield gauge("set_entries", "Entries of a set, by the name it has in the kernel.", ("set",), sets)
         labels = ("family", "table", "chain", "entry", "target")
         packets = CounterMetricFamily("nodewalld_rule_packets", "Packets that our rules have matched.", labels=labels)

@@ -1,0 +1,59 @@
+"""Which chains the built-in chains lead to, of every table, family and backend: a look around, not a guard's look.
+
+Law: no process and no lock; built-in chains only, so that what neighbours hold behind their jumps costs nothing on nft.
+The kernel shows a legacy table only as a whole: a large one is read when its size has changed. What can't be read now
+is no news: the caller looks again later.
+"""
+
+from collections.abc import Iterator
+
+from nodewalld.core.lifelines import Jump
+from nodewalld.core.words import Backend, Family, Table
+from nodewalld.kernel.nftables import NftablesReader
+from nodewalld.kernel.xtables import LegacyReader
+
+_LARGE = 1 << 18  # bytes: a thousand rules or so
+_Chains = dict[str, tuple[str, ...]]
+
+
+class JumpReader:
+    """Opens its sockets for each look; remembers only what large legacy tables showed."""
+
+    def __init__(self) -> None:
+        self._large: dict[tuple[Family, Table], tuple[int, _Chains]] = {}
+
+    def standing(self) -> frozenset[Jump]:
+        """Every jump to a chain that stands in a built-in chain. Raises OSError."""
+        return frozenset((*self._nft(), *self._legacy()))
+
+    @staticmethod
+    def _nft() -> Iterator[Jump]:
+        with NftablesReader() as reader:
+            for family in Family:
+                for table in Table:
+                    for chain, rules in reader.look(family, table.value, table.builtin_chains).items():
+                        for rule in rules or ():
+                            if rule.jump:
+                                yield Jump(Backend.NFT, family, table, chain, rule.jump)
+
+    def _legacy(self) -> Iterator[Jump]:
+        for family in Family:
+            try:
+                reader = LegacyReader(family)
+            except OSError:
+                continue  # a kernel without this family
+            with reader:
+                tables = reader.tables()
+                for table in Table:
+                    chains = self._chains(reader, family, table) if table.value in tables else {}
+                    for chain, targets in chains.items():
+                        yield from (Jump(Backend.LEGACY, family, table, chain, target) for target in targets)
+
+    def _chains(self, reader: LegacyReader, family: Family, table: Table) -> _Chains:
+        size = reader.size(table.value)
+        if size < _LARGE:
+            return reader.jumps(table.value)
+        before = self._large.get((family, table))
+        if before is None or before[0] != size:
+            self._large[family, table] = before = size, reader.jumps(table.value)
+        return before[1]

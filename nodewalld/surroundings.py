@@ -1,0 +1,158 @@
+"""What stands around our rules and concerns whoever runs the node: what neighbours have lost.
+
+Laws: nothing of others is ever written. A look costs some dumps of built-in chains, so it is taken with the resync and
+after a repair that followed a flush, never for each event. What was seen is remembered over a restart of the daemon, so
+that a loss does not end by it, and forgotten by a reboot, after which everybody writes anew.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from nodewalld.core.blame import Wake
+from nodewalld.core.events import Culprit, Event, Kind, Neighbour, Process, Reason, rfc3339
+from nodewalld.core.lifelines import KNOWN, Key, Ledger, Missing, keys
+from nodewalld.core.words import Backend, Family
+from nodewalld.kernel.jumps import JumpReader
+from nodewalld.service.state import StateFolder
+from nodewalld.service.tenure import boot_id
+
+_FLUSHES = frozenset({Reason.FLUSHED, Reason.MISSING})
+_WRITERS = 8  # names heard between two looks; of more, nobody is named
+_BURST = 1.0  # seconds within which a program that flushes one chain flushes the others as well
+_AGAIN = 1.0  # seconds after a look that others' writing made impossible
+_STATE = "neighbours"
+_LINES = {line.name: line for line in KNOWN}
+
+_log = structlog.get_logger(__name__)
+
+
+class Surroundings:
+    """For the thread of the loop; `record` takes every event."""
+
+    def __init__(
+        self, state: StateFolder, record: Callable[[Event], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state, self._record, self._clock = state, record, clock
+        self._boot = boot_id()
+        self._reader = JumpReader()
+        self._writers: dict[str, Culprit] = {}
+        self._unread = ""
+        self._not_before, self._soon = float("-inf"), float("inf")
+        self._flush: tuple[datetime, list[Culprit]] | None = None
+        self._ledger = _restored(state.read(_STATE), self._boot, clock())
+
+    @property
+    def neighbours(self) -> tuple[Neighbour, ...]:
+        """Who has lost jumps of its own, and what would bring them back."""
+        return self._ledger.neighbours()
+
+    @property
+    def due(self) -> float:
+        """When (monotonic) a look is due though nothing happens; else infinity."""
+        return max(min(self._ledger.due, self._soon), self._not_before)
+
+    def woken(self, wake: Wake, repairs: Iterable[Event]) -> None:
+        """Remember who wrote; when our own rules were flushed, look around as soon as the burst is over."""
+        for culprit in wake.who():
+            if len(self._writers) < _WRITERS:
+                self._writers[culprit.name] = culprit
+        flushes = [event for event in repairs if event.reason in _FLUSHES]
+        if flushes:
+            moment, named = self._flush or (flushes[0].time, [])
+            self._flush = moment, [*named, *(event.by for event in flushes if event.by)][-_WRITERS:]
+            self._soon = min(self._soon, self._clock() + _BURST)
+
+    def look(self) -> None:
+        """Look around. Of what is newly missing, who flushed ours is named, or who alone wrote since the last look."""
+        try:
+            standing = keys(self._reader.standing())
+        except OSError as error:
+            if str(error) != self._unread:
+                _log.info(f"What neighbours have lost can't be seen now: {error}")
+            self._unread, self._not_before = str(error), self._clock() + _AGAIN
+            return
+        now, alone = datetime.now(UTC), list(self._writers.values()) if len(self._writers) == 1 else []
+        moment, writers = self._flush or (now, alone)
+        lost, healed = self._ledger.look(standing, writers, self._clock(), now, moment)
+        self._unread, self._soon, self._flush = "", float("inf"), None
+        self._writers.clear()
+        self._keep()
+        for neighbour in lost:
+            self._record(Event(time=now, kind=Kind.NEIGHBOUR, what=neighbour.what, by=neighbour.by))
+        for sentence in healed:
+            self._record(Event(time=now, kind=Kind.HEALED, what=sentence))
+
+    def forget(self) -> None:
+        """Take the node as it is: what is away was taken out on purpose."""
+        self._ledger.forget()
+        self._keep()
+
+    def _keep(self) -> None:
+        stored = {
+            "boot": self._boot,
+            "seen": [[*_stored(key), number] for key, number in self._ledger.seen.items()],
+            "lost": [_stored_loss(key, missing) for key, missing in self._ledger.lost.items()],
+        }
+        if stored != (self._state.read(_STATE) or {"boot": self._boot, "seen": [], "lost": []}):
+            self._state.write(_STATE, stored)
+
+
+def _stored(key: Key) -> list[str]:
+    return [key.backend.value, key.family.value, key.line.name]
+
+
+def _stored_loss(key: Key, missing: Missing) -> list[Any]:
+    by = missing.by
+    named = [] if by is None else [[by.pid, by.comm], *([parent.pid, parent.comm] for parent in by.parents)]
+    return [*_stored(key), rfc3339(missing.since), named]
+
+
+def _restored(stored: dict[str, Any] | None, boot: str, now: float) -> Ledger:
+    """As remembered; nothing of another boot, and nothing that isn't of that form."""
+    ledger = Ledger()
+    if stored is None or not boot or stored.get("boot") != boot:
+        return ledger
+    for entry in _entries(stored.get("seen")):
+        if (key := _key(entry[:3])) and len(entry) == 4 and type(entry[3]) is int:
+            ledger.seen[key] = entry[3]
+    for entry in _entries(stored.get("lost")):
+        key, since = _key(entry[:3]), _moment(entry[3:4])
+        if key and since and key in ledger.seen:
+            ledger.lost[key] = Missing(since, now, _culprit(entry[4:]))
+    return ledger
+
+
+def _entries(value: object) -> Iterable[list[Any]]:
+    return (entry for entry in value if isinstance(entry, list)) if isinstance(value, list) else ()
+
+
+def _key(entry: list[Any]) -> Key | None:
+    match entry:
+        case [str(backend), str(family), str(name)]:
+            if backend in set(Backend) and family in set(Family) and name in _LINES:
+                return Key(Backend(backend), Family(family), _LINES[name])
+    return None
+
+
+def _moment(entry: list[Any]) -> datetime | None:
+    match entry:
+        case [str(text)]:
+            try:
+                moment = datetime.fromisoformat(text)
+            except ValueError:
+                return None
+            return moment if moment.tzinfo else None
+    return None
+
+
+def _culprit(entry: list[Any]) -> Culprit | None:
+    named = [Process(*each) for each in _entries(entry[0] if entry else None) if _names(each)]
+    return Culprit(named[0].pid, named[0].comm, tuple(named[1:])) if named else None
+
+
+def _names(value: list[Any]) -> bool:
+    return len(value) == 2 and type(value[0]) is int and isinstance(value[1], str)
