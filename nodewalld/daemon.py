@@ -98,7 +98,7 @@ class Daemon:
         )
         self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
         self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._book, self._record)
-        self._surroundings = Surroundings(state, self._record)
+        self._surroundings = Surroundings(state, self._record, lambda: self._reconciler.backend)
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
@@ -350,6 +350,7 @@ class Daemon:
             last_repair=self._history.last_repair,
             contention=reconciler.contention(),
             neighbours=self._surroundings.neighbours,
+            bypasses=self._surroundings.bypasses,
             families=families,
         )
 

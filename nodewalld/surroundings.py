@@ -1,4 +1,4 @@
-"""What stands around our rules and concerns whoever runs the node: what neighbours have lost.
+"""What stands around our rules and concerns whoever runs the node: what neighbours have lost, what goes past our rules.
 
 Laws: nothing of others is ever written. A look costs some dumps of built-in chains, so it is taken with the resync and
 after a repair that followed a flush, never for each event. What was seen is remembered over a restart of the daemon, so
@@ -13,14 +13,17 @@ from typing import Any
 import structlog
 
 from nodewalld.core.blame import Wake
-from nodewalld.core.events import Culprit, Event, Kind, Neighbour, Process, Reason, rfc3339
-from nodewalld.core.lifelines import KNOWN, Key, Ledger, Missing, keys
+from nodewalld.core.bypasses import bypasses
+from nodewalld.core.events import Bypass, Culprit, Event, Kind, Neighbour, Process, Reason, rfc3339
+from nodewalld.core.lifelines import KNOWN, Jump, Key, Ledger, Missing, keys
 from nodewalld.core.words import Backend, Family
 from nodewalld.kernel.jumps import JumpReader
+from nodewalld.kernel.paths import observe_paths
 from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import boot_id
 
 _FLUSHES = frozenset({Reason.FLUSHED, Reason.MISSING})
+_REST = 100  # of the time goes to looking beside iptables at the most one part
 _WRITERS = 8  # names heard between two looks; of more, nobody is named
 _BURST = 1.0  # seconds within which a program that flushes one chain flushes the others as well
 _AGAIN = 1.0  # seconds after a look that others' writing made impossible
@@ -34,8 +37,13 @@ class Surroundings:
     """For the thread of the loop; `record` takes every event."""
 
     def __init__(
-        self, state: StateFolder, record: Callable[[Event], None], clock: Callable[[], float] = time.monotonic
+        self,
+        state: StateFolder,
+        record: Callable[[Event], None],
+        backend: Callable[[], Backend | None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._backend = backend
         self._state, self._record, self._clock = state, record, clock
         self._boot = boot_id()
         self._reader = JumpReader()
@@ -44,11 +52,11 @@ class Surroundings:
         self._not_before, self._soon = float("-inf"), float("inf")
         self._flush: tuple[datetime, list[Culprit]] | None = None
         self._ledger = _restored(state.read(_STATE), self._boot, clock())
-
-    @property
-    def neighbours(self) -> tuple[Neighbour, ...]:
+        self._paths_due = float("-inf")
+        self.neighbours: tuple[Neighbour, ...] = self._ledger.neighbours()
         """Who has lost jumps of its own, and what would bring them back."""
-        return self._ledger.neighbours()
+        self.bypasses: tuple[Bypass, ...] = ()
+        """What leads packets past our rules, or judges them once more."""
 
     @property
     def due(self) -> float:
@@ -69,7 +77,7 @@ class Surroundings:
     def look(self) -> None:
         """Look around. Of what is newly missing, who flushed ours is named, or who alone wrote since the last look."""
         try:
-            standing = keys(self._reader.standing())
+            rules = self._reader.rules()
         except OSError as error:
             if str(error) != self._unread:
                 _log.info(f"What neighbours have lost can't be seen now: {error}")
@@ -77,14 +85,23 @@ class Surroundings:
             return
         now, alone = datetime.now(UTC), list(self._writers.values()) if len(self._writers) == 1 else []
         moment, writers = self._flush or (now, alone)
-        lost, healed = self._ledger.look(standing, writers, self._clock(), now, moment)
+        lost, healed = self._ledger.look(keys(rules), writers, self._clock(), now, moment)
         self._unread, self._soon, self._flush = "", float("inf"), None
         self._writers.clear()
         self._keep()
+        self._look_beside(rules)
         for neighbour in lost:
             self._record(Event(time=now, kind=Kind.NEIGHBOUR, what=neighbour.what, by=neighbour.by))
         for sentence in healed:
             self._record(Event(time=now, kind=Kind.HEALED, what=sentence))
+
+    def _look_beside(self, rules: frozenset[Jump]) -> None:
+        """Look at what isn't iptables': rarely where that takes long, since nothing waits for it."""
+        started = self._clock()
+        if started >= self._paths_due:
+            self.bypasses = bypasses(observe_paths(rules), self._backend())
+            ended = self._clock()
+            self._paths_due = ended + _REST * (ended - started)
 
     def forget(self) -> None:
         """Take the node as it is: what is away was taken out on purpose."""
@@ -92,6 +109,7 @@ class Surroundings:
         self._keep()
 
     def _keep(self) -> None:
+        self.neighbours = self._ledger.neighbours()
         stored = {
             "boot": self._boot,
             "seen": [[*_stored(key), number] for key, number in self._ledger.seen.items()],

@@ -279,6 +279,18 @@ class Neighbour:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """One way past our rules, or one more judge beside them; `kind` never changes its meaning."""
+
+    kind: str
+    what: str
+
+    def to_json(self) -> dict[str, Any]:
+        """One element of `bypasses` in `status --json`."""
+        return {"kind": self.kind, "what": printable(self.what)}
+
+
 class Count(NamedTuple):
     """What one rule of an entry has seen; `target` is "" for a rule that only counts."""
 
@@ -327,6 +339,7 @@ class Status:
     last_repair: Event | None = None
     contention: tuple[Contention, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
+    bypasses: tuple[Bypass, ...] = ()
     families: Mapping[Family, State] = field(default_factory=dict)
     note: str = ""
 
@@ -367,6 +380,7 @@ class Status:
             "last_repair": self.last_repair and self.last_repair.to_json(),
             "contention": [one.to_json() for one in self.contention],
             "neighbours": [one.to_json() for one in self.neighbours],
+            "bypasses": [one.to_json() for one in self.bypasses],
             "note": self.note or None,
             "families": {family.value: state.value for family, state in self.families.items()},
         }

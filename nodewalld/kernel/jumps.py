@@ -1,8 +1,8 @@
 """Which chains the built-in chains lead to, of every table, family and backend: a look around, not a guard's look.
 
 Law: no process and no lock; built-in chains only, so that what neighbours hold behind their jumps costs nothing on nft.
-The kernel shows a legacy table only as a whole: a large one is read when its size has changed. What can't be read now
-is no news: the caller looks again later.
+The kernel shows a legacy table only as a whole: a large one is read when its size has changed. Nobody is waited for, so
+a rule that others are just writing may not be shown: what is missing once is no news.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,11 @@ class JumpReader:
     def __init__(self) -> None:
         self._large: dict[tuple[Family, Table], tuple[int, _Chains]] = {}
 
-    def standing(self) -> frozenset[Jump]:
-        """Every jump to a chain that stands in a built-in chain. Raises OSError."""
+    def rules(self) -> frozenset[Jump]:
+        """What stands in built-in chains: every jump to a chain, and one with the target "" for other rules.
+
+        Raises OSError.
+        """
         return frozenset((*self._nft(), *self._legacy()))
 
     @staticmethod
@@ -31,10 +34,8 @@ class JumpReader:
         with NftablesReader() as reader:
             for family in Family:
                 for table in Table:
-                    for chain, rules in reader.look(family, table.value, table.builtin_chains).items():
-                        for rule in rules or ():
-                            if rule.jump:
-                                yield Jump(Backend.NFT, family, table, chain, rule.jump)
+                    for chain, rules in reader.glance(family, table.value, table.builtin_chains).items():
+                        yield from (Jump(Backend.NFT, family, table, chain, rule.jump or "") for rule in rules or ())
 
     def _legacy(self) -> Iterator[Jump]:
         for family in Family:

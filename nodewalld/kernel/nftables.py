@@ -146,6 +146,10 @@ class NftablesReader:
 
         return self._steadily(read, f"read {', '.join(key[2] for key in keys)} of {table} ({family})")
 
+    def glance(self, family: Family, table: str, chains: Iterable[str]) -> dict[str, tuple[ChainRule, ...] | None]:
+        """As `look`, waiting for nobody: while others write, a rule that stands may be missing, or there twice."""
+        return {name: self._read((family, table, name)) for name in chains}
+
     def _read(self, key: _Where) -> tuple[ChainRule, ...] | None:
         """A chain; what the kernel shows as it did last time, counters and all, isn't parsed again."""
         answers = self._dump(key)

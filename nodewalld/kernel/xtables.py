@@ -199,7 +199,7 @@ class LegacyReader:
         return content is not None and words in content[1]
 
     def jumps(self, table: str) -> dict[str, tuple[str, ...]]:
-        """Where the rules of the built-in chains jump to: user's chains by name, in order, by chain."""
+        """Where each rule of the built-in chains jumps to, in order, by chain: a user's chain, or "" for none."""
         content = self._content(table)
         if content is None:
             return {}
@@ -213,15 +213,13 @@ class LegacyReader:
         }
 
     def _targets(self, entries: bytearray, start: int, policy: int) -> Iterator[str]:
-        """The chains that the rules between two offsets jump to."""
+        """The chain that each rule between two offsets jumps to, or ""."""
         whole = self._layout.counters + _COUNTERS.size
         for at, target, _ in self._walk(entries, start, policy):
             (verdict,) = _VERDICT.unpack_from(entries, at + target + 32)
-            if not entries[at + target + 2] and verdict >= 0:
-                # A jump leads behind the head of its chain, which is an entry without matches.
-                found = _chain_name(entries, verdict - _ERROR_SIZE) if verdict >= whole + _ERROR_SIZE else None
-                if found is not None:
-                    yield found
+            # A jump leads behind the head of its chain, which is an entry without matches.
+            jumps = not entries[at + target + 2] and verdict >= whole + _ERROR_SIZE
+            yield (_chain_name(entries, verdict - _ERROR_SIZE) if jumps else None) or ""
 
     def has_chain(self, table: str, name: str) -> bool:
         """Whether a table holds a user's chain of this name."""
