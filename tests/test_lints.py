@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from nodewalld.commands import ctl
 from nodewalld.configuration.load import load
 from nodewalld.core import lints
+from nodewalld.core.bypasses import BaseChain, Paths, Program
 from nodewalld.core.config import Config, Problem
 from nodewalld.core.environment import Environment
 from nodewalld.core.lints.facts import NodeFacts
 from nodewalld.core.lints.texts import take_apart
 from nodewalld.core.lockout import Connection
-from nodewalld.core.words import Family
+from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import parse_tables
 
 HERE = Path(__file__).parent
@@ -30,8 +31,27 @@ SSH = Connection("203.0.113.7", "10.90.0.1", 22)
 NODE = NodeFacts(DUAL_STACK, sets={"by_hand": ("hash:ip", Family.IPV4)}, connection=SSH)
 
 
+EMPTY = {family: {table: {} for table in Table} for family in Family}
+REFUSING = BaseChain("inet", "filter", "forward", "forward", 0, refuses=True)
+CILIUM = Paths(programs=(Program("eth0", "ingress", "cil_from_netdev"),))
+BESIDE = {
+    "own nftables": replace(NODE, paths=Paths(base_chains=(REFUSING,))),
+    "cilium": replace(NODE, rules=EMPTY, paths=CILIUM),
+    "ipvs": replace(NODE, rules=EMPTY, ipvs=True),
+    "two backends": replace(
+        NODE, rules=EMPTY, elsewhere={family: {Table.FILTER: frozenset({"DOCKER-USER"})} for family in Family}
+    ),
+    "kube-proxy in nftables": replace(
+        NODE, rules=EMPTY, paths=Paths(tables=frozenset({("ip", "kube-proxy"), ("ip6", "kube-proxy")}))
+    ),
+}
+"""Nodes with something beside iptables; tests/test_lints_beside.py sees the same on the real kernel."""
+
+
 def captured(name: str) -> NodeFacts:
-    """A node with the rules of a capture, or with those written by hand in tests/lints."""
+    """A node with the rules of a capture, with those written by hand in tests/lints, or with something beside them."""
+    if name in BESIDE:
+        return BESIDE[name]
     rules = {}
     for family, suffix in FAMILIES.items():
         for path in (*HERE.glob(f"captures/{name}.{suffix}.*"), *HERE.glob(f"lints/{name}.{suffix}.*")):
@@ -252,6 +272,23 @@ SAID = [
         "mark-in-use",
     ),
     (rule("-j ULOG"), NODE, "obsolete-target"),
+    # beside iptables
+    (rule("-p udp -j ACCEPT", chain="FORWARD"), "own nftables", "accept-overruled"),
+    (forward("a", "accept", LAST), "own nftables", "accept-overruled"),
+    (port("a", '"31000-31010"', 'action = "reject"'), "cilium", "nodeport-by-bpf"),
+    (port("a", "31002"), replace(NODE, rules=EMPTY, paths=Paths(interfaces=("cilium_host",))), "nodeport-by-bpf"),
+    (port("a", "31002"), replace(NODE, rules=EMPTY, paths=Paths(interfaces=("bpfin.cali",))), "nodeport-by-bpf"),
+    (
+        rule("-p tcp -m conntrack --ctorigdstport 31002 -j DROP", chain="FORWARD"),
+        "ipvs",
+        "nodeport-by-ipvs",
+    ),
+    (forward("a", "reject", 'position = { after = ["DOCKER-*"] }'), "two backends", "other-backend"),
+    (
+        '[[jump]]\nname = "j"\ntable = "filter"\nfrom = "FORWARD"\nto = "DOCKER-USER"\n',
+        "two backends",
+        "other-backend",
+    ),
     (rule("-p tcp -g SAME", chain="FORWARD"), NODE, "obsolete-target"),
 ]
 
@@ -265,6 +302,43 @@ def test_it_is_said_of_every_form_that_the_mistake_takes(
 
 
 SILENT = {
+    "an accept on another hook": (rule("-p udp --dport 7 -j ACCEPT"), "own nftables"),
+    "an accept in mangle": (rule("-p udp -j ACCEPT", table="mangle", chain="FORWARD"), "own nftables"),
+    "an accept that is only counted": (forward("a", "accept", "enforce = false"), "own nftables"),
+    "an accept beside a chain of the other family": (
+        rule("-p udp -j ACCEPT", chain="FORWARD"),
+        replace(NODE, paths=Paths(base_chains=(REFUSING._replace(family="ip"),))),
+    ),
+    "an accept beside a chain that lets pass": (
+        forward("a", "accept"),
+        replace(NODE, paths=Paths(base_chains=(REFUSING._replace(refuses=False),))),
+    ),
+    "a NodePort beside Cilium, where kube-proxy serves it": (
+        port("a", "31002"),
+        replace(live("nat", "PREROUTING -j KUBE-SERVICES", "KUBE-SERVICES -j RETURN"), paths=CILIUM),
+    ),
+    "a NodePort beside Cilium, where kube-proxy serves it by nftables": (
+        port("a", "31002"),
+        replace(NODE, rules=EMPTY, paths=replace(CILIUM, tables=frozenset({("ip", "kube-proxy")}))),
+    ),
+    "a NodePort beside Cilium on a node whose rules can't be read": (port("a", "31002"), replace(NODE, paths=CILIUM)),
+    "a program that nobody knows": (
+        port("a", "31002"),
+        replace(NODE, rules=EMPTY, paths=Paths(programs=(Program("eth0", "ingress", "mine"),))),
+    ),
+    "a published port in FORWARD beside IPVS": (
+        rule("-p tcp -m conntrack --ctorigdstport 8080 -j DROP", chain="FORWARD"),
+        "ipvs",
+    ),
+    "a redirect of what kube-proxy doesn't serve": (port("a", "8200", 'action = "redirect"'), "kube-proxy in nftables"),
+    "an anchor that both backends have": (
+        forward("a", "reject", 'position = { after = ["DOCKER-USER"] }'),
+        replace(BESIDE["two backends"], rules=live("filter", "FORWARD -j DOCKER-USER").rules),
+    ),
+    "one of two anchors in the other backend": (
+        forward("a", "reject", 'position = { after = ["DOCKER-USER"], before = ["KUBE-FORWARD"] }'),
+        "two backends",
+    ),
     "a NodePort accepted in INPUT": (rule("-p tcp --dport 31002 -j ACCEPT"), KUBE),
     "the number of a published port in another protocol": (rule("-p udp --dport 8080 -j DROP"), DOCKER),
     "a port that nobody rewrites": (rule("-p tcp --dport 10250 -j DROP"), KUBE),

@@ -8,7 +8,7 @@ every code with an example that the suite runs.
 from collections.abc import Callable, Collection, Iterator
 
 from nodewalld.core.config import Config, Problem
-from nodewalld.core.lints import access, neighbours, rules, shadow
+from nodewalld.core.lints import access, beside, neighbours, rules, shadow
 from nodewalld.core.lints.facts import NodeFacts
 
 Lint = Callable[[Config, NodeFacts], Iterator[Problem]]
@@ -29,12 +29,17 @@ _LINTS: tuple[Lint, ...] = (
     neighbours.contested_positions,
     neighbours.marks_in_use,
     neighbours.set_types,
+    beside.accepts_overruled,
+    beside.node_ports_by_bpf,
+    beside.node_ports_by_ipvs,
+    beside.redirects_in_doubt,
+    beside.other_backend,
 )
 
 CODES = frozenset(
-    "allow-in-vain contested-position deny-outside-allow empty-zone failsafe-overruled family-off input-after-dnat "
-    "ipv4-only locks-you-out mark-in-use never-matches no-failsafe obsolete-target open-on-other-nodes other-addresses "
-    "set-type".split()
+    "accept-overruled allow-in-vain contested-position deny-outside-allow empty-zone failsafe-overruled "
+    "family-off input-after-dnat ipv4-only locks-you-out mark-in-use never-matches no-failsafe nodeport-by-bpf "
+    "nodeport-by-ipvs obsolete-target open-on-other-nodes other-addresses other-backend redirect-order set-type".split()
 )
 """All codes, those of the loader's own warnings among them."""
 

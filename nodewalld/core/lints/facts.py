@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from nodewalld.core.bypasses import Paths
 from nodewalld.core.desired import OWN_PREFIX
 from nodewalld.core.environment import Environment
 from nodewalld.core.lockout import Connection
@@ -24,7 +25,8 @@ class NodeFacts:
 
     `rules`: every table of each family that could be read, in the backend that the node uses. `sets`: the type and
     family of existing ipsets that bear a name of the configuration's. `ipvs`: kube-proxy serves by IPVS. `connection`:
-    the ssh connection that runs the command.
+    the ssh connection that runs the command. `paths`: what leads past iptables' rules. `elsewhere`: the names of the
+    chains that the other backend has.
     """
 
     environment: Environment = field(default_factory=Environment)
@@ -33,6 +35,8 @@ class NodeFacts:
     ipvs: bool = False
     connection: Connection | None = None
     unread: tuple[str, ...] = ()
+    paths: Paths = field(default_factory=Paths)
+    elsewhere: Mapping[Family, Mapping[Table, frozenset[str]]] = field(default_factory=dict)
 
     def chains(self, family: Family, table: Table) -> Chains:
         """The chains of one table; none where they are not known."""
