@@ -67,8 +67,8 @@ def wait_listed(daemon: Daemon, *beginnings: tuple[str, str]) -> None:
 
 
 @pytest.mark.kernel
-def test_status_lists_programs_of_tc_tcx_and_xdp_and_chains_of_nftables_that_refuse(node: Node) -> None:
-    with Daemon(node, CONFIG) as daemon:
+def test_status_lists_programs_of_tc_tcx_and_xdp_and_chains_of_nftables_that_refuse(laboratory: None) -> None:
+    with Node("nft") as node, Daemon(node, CONFIG) as daemon:
         daemon.wait_ready()
         assert listed(daemon) == []
         places = ("eth0:xdp:cil_xdp_entry", "eth0:ingress:cil_from_netdev", "eth1:egress:cali_tc_preambl")

@@ -58,6 +58,20 @@ printf %s "$script" | exec {self.REAL}/{program} "$@"
             f"rm {self.SHOWN}/{program}; cat > {self.SHOWN}/{program}; chmod 755 {self.SHOWN}/{program}", stdin=text
         )
 
+    def reword(self) -> None:
+        """Let the tools print rules as another version of theirs might: the same rules in other words."""
+        for tool in TOOLS.values():
+            for program in (f"{tool}-{self.node.backend}", f"{tool}-{self.node.backend}-save"):
+                text = f"""#!/bin/sh
+said=$({self.REAL}/{program} "$@"; echo ".$?")
+printf %s "${{said%.*}}" | sed 's/ --dport / --destination-port /; s/ --ctdir REPLY/ --ctdir reply/'
+exit "${{said##*.}}"
+"""
+                self.node.run(
+                    f"rm {self.SHOWN}/{program}; cat > {self.SHOWN}/{program}; chmod 755 {self.SHOWN}/{program}",
+                    stdin=text,
+                )
+
     def rules(self, family: str) -> str:
         """The rules, though the tools be hidden from the daemon."""
         tool = f"{TOOLS[family]}-{self.node.backend}-save"
@@ -232,6 +246,34 @@ def test_a_reload_that_needs_a_refused_table_for_the_first_time_changes_nothing(
         programs.show()
         assert daemon.reload().returncode == 0
         assert in_force(daemon)
+
+
+# --- tools of another version
+
+
+def test_an_iptables_that_prints_the_same_rules_in_other_words_makes_no_storm(node: Node, programs: Programs) -> None:
+    with Daemon(node, CONFIG.replace('"1h"', '"1s"')) as daemon:
+        daemon.wait_ready()
+        before = standing(node)
+        programs.reword()
+        assert standing(node) != before
+
+        def calm() -> bool:
+            """Whether one more resync writes nothing."""
+            began, counted = time.monotonic(), ask(daemon, "status")["repairs"]
+            wait_for(lambda: time.monotonic() > began + 1.2)
+            return bool(ask(daemon, "status")["repairs"] == counted)
+
+        for tool in TOOLS.values():
+            node.run(f"{tool} -w -t mangle -F PREROUTING")
+        wait_for(lambda: ask(daemon, "status")["repairs"] >= 2 and held(daemon), what="the repair")
+        assert calm()
+        assert ask(daemon, "status")["reasons"] == []
+        daemon.restart()  # which reads what nobody had touched, too
+        assert in_force(daemon)
+        assert ask(daemon, "status")["repairs"] == 0
+        programs.show()
+        assert standing(node) == before
 
 
 # --- a state folder that is full, read-only or damaged
