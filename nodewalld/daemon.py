@@ -98,11 +98,13 @@ class Daemon:
         )
         self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
         self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._book, self._record)
-        self._surroundings = Surroundings(state, self._record, lambda: self._reconciler.backend)
         self._governor.choose()
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
         self._witness = Witness(self._reconciler.take_own_ports)
+        self._surroundings = Surroundings(
+            state, self._record, lambda: self._reconciler.backend, self._witness.take_strangers
+        )
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
         self._signals: set[int] = set()
@@ -180,10 +182,8 @@ class Daemon:
     def _turn(self) -> None:
         self._heart.beat()
         now = time.monotonic()
-        timeout = max(
-            0.0, min(self._due.next - now, self._summary.due - now, self._metrics.due - now, self._governor.due)
-        )
-        timeout = max(0.0, min(timeout, self._surroundings.due - now))
+        due = min(self._due.next, self._summary.due, self._metrics.due, self._surroundings.due) - now
+        timeout = max(0.0, min(due, self._governor.due))
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         with self._heart.sleeping(timeout):

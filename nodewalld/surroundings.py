@@ -6,7 +6,7 @@ that a loss does not end by it, and forgotten by a reboot, after which everybody
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ from nodewalld.service.tenure import boot_id
 
 _FLUSHES = frozenset({Reason.FLUSHED, Reason.MISSING})
 _REST = 100  # of the time goes to looking beside iptables at the most one part
-_WRITERS = 8  # names heard between two looks; of more, nobody is named
+_WRITERS = 8  # names; two are enough to name nobody
 _BURST = 1.0  # seconds within which a program that flushes one chain flushes the others as well
 _AGAIN = 1.0  # seconds after a look that others' writing made impossible
 _STATE = "neighbours"
@@ -41,9 +41,10 @@ class Surroundings:
         state: StateFolder,
         record: Callable[[Event], None],
         backend: Callable[[], Backend | None],
+        strangers: Callable[[], Sequence[Culprit] | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._backend = backend
+        self._backend, self._strangers = backend, strangers
         self._state, self._record, self._clock = state, record, clock
         self._boot = boot_id()
         self._reader = JumpReader()
@@ -65,9 +66,7 @@ class Surroundings:
 
     def woken(self, wake: Wake, repairs: Iterable[Event]) -> None:
         """Remember who wrote; when our own rules were flushed, look around as soon as the burst is over."""
-        for culprit in wake.who():
-            if len(self._writers) < _WRITERS:
-                self._writers[culprit.name] = culprit
+        self._writers |= {culprit.name: culprit for culprit in wake.who() if len(self._writers) < _WRITERS}
         flushes = [event for event in repairs if event.reason in _FLUSHES]
         if flushes:
             moment, named = self._flush or (flushes[0].time, [])
@@ -83,17 +82,25 @@ class Surroundings:
                 _log.info(f"What neighbours have lost can't be seen now: {error}")
             self._unread, self._not_before = str(error), self._clock() + _AGAIN
             return
-        now, alone = datetime.now(UTC), list(self._writers.values()) if len(self._writers) == 1 else []
+        now, alone = datetime.now(UTC), self._alone()
         moment, writers = self._flush or (now, alone)
         lost, healed = self._ledger.look(keys(rules), writers, self._clock(), now, moment)
         self._unread, self._soon, self._flush = "", float("inf"), None
-        self._writers.clear()
         self._keep()
         self._look_beside(rules)
         for neighbour in lost:
             self._record(Event(time=now, kind=Kind.NEIGHBOUR, what=neighbour.what, by=neighbour.by))
         for sentence in healed:
             self._record(Event(time=now, kind=Kind.HEALED, what=sentence))
+
+    def _alone(self) -> list[Culprit]:
+        """All that one program has written since the last look, when nobody else has."""
+        strangers, known = self._strangers(), self._writers
+        self._writers = {}
+        if strangers is None:
+            return []
+        writers = [*known.values(), *strangers]
+        return writers if len({culprit.name for culprit in writers}) == 1 else []
 
     def _look_beside(self, rules: frozenset[Jump]) -> None:
         """Look at what isn't iptables': rarely where that takes long, since nothing waits for it."""

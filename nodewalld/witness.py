@@ -19,6 +19,7 @@ from nodewalld.kernel.culprit import culprit
 from nodewalld.kernel.nftevents import ChainEvents, GenerationEvent, GenerationEvents, Touch
 
 _CULPRITS = 4  # of a burst, the last few are asked for their parents
+_STRANGERS = 32  # as many between two looks at what neighbours have lost
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ class Witness:
         self._chains: ChainEvents | None = None
         self._attended: Mapping[tuple[Family, str], Collection[str]] = {}
         self._early: frozenset[Touch] = frozenset()
+        self._strangers: list[Culprit] | None = []
         self.events: GenerationEvents | None = None
         """What to wait on for reading; None where this kernel has no such events, or nobody listens."""
 
@@ -81,6 +83,18 @@ class Witness:
         news, self._overheard = self._overheard, []
         return self._wake(time.monotonic(), news) if news else None
 
+    def take_strangers(self) -> tuple[Culprit, ...] | None:
+        """Who wrote elsewhere than in chains of ours since the last call; None when some of them are not known."""
+        strangers, self._strangers = self._strangers, []
+        return None if strangers is None else tuple(strangers)
+
+    def _note(self, events: Iterable[GenerationEvent]) -> None:
+        """Ask who they are while /proc still tells; of the first ones only, so that a busy node pays no more for it."""
+        for event in events:
+            if self._strangers is not None:
+                known = len(self._strangers) < _STRANGERS
+                self._strangers = [*self._strangers, culprit(event)] if known else None
+
     def _wake(self, noticed: float, news: list[_News]) -> Wake:
         where: frozenset[tuple[Family, Table]] | None = frozenset()
         for each in news:
@@ -101,14 +115,16 @@ class Witness:
         own = self._own_ports()
         if heard.overflow or touches is None:
             self._early = frozenset()
+            self._strangers = None if heard.overflow else self._strangers
             return _News(tuple(event for event in heard.events if event.port_id not in own), None)
         # What was told of a transaction whose end has not been heard yet waits for that, but no longer.
         ended = {event.port_id for event in heard.events}
         old, self._early = self._early, frozenset(touch for touch in touches if touch.port_id not in ended)
         touched = [touch for touch in (touches | old) - self._early if touch.port_id not in own]
+        ports = {touch.port_id for touch in touched}
+        self._note(event for event in heard.events if event.port_id not in own | ports)
         if not touched:
             return None
-        ports = {touch.port_id for touch in touched}
         events = tuple(event for event in heard.events if event.port_id in ports)
         return _News(events, frozenset((touch.family, Table(touch.table)) for touch in touched))
 

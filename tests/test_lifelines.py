@@ -153,7 +153,7 @@ def test_names_by_which_lifelines_are_remembered_are_their_own() -> None:
 
 
 def surroundings(folder: Path) -> Surroundings:
-    return Surroundings(StateFolder(folder), lambda _event: None, lambda: None)
+    return Surroundings(StateFolder(folder), lambda _event: None, lambda: None, lambda: None)
 
 
 @pytest.mark.parametrize(
