@@ -24,7 +24,8 @@ from nodewalld.service.tenure import boot_id
 
 _FLUSHES = frozenset({Reason.FLUSHED, Reason.MISSING})
 _REST = 100  # of the time goes to looking beside iptables at the most one part
-_WRITERS = 8  # names; two are enough to name nobody
+_WRITERS = 32  # between two looks; of more, nobody is asked for and nobody named
+_FLUSHERS = 8  # of one burst, the last ones
 _BURST = 1.0  # seconds within which a program that flushes one chain flushes the others as well
 _AGAIN = 1.0  # seconds after a look that others' writing made impossible
 _STATE = "neighbours"
@@ -48,7 +49,7 @@ class Surroundings:
         self._state, self._record, self._clock = state, record, clock
         self._boot = boot_id()
         self._reader = JumpReader()
-        self._writers: dict[str, Culprit] = {}
+        self._writers: list[Culprit] | None = []
         self._unread = ""
         self._not_before, self._soon = float("-inf"), float("inf")
         self._flush: tuple[datetime, list[Culprit]] | None = None
@@ -66,11 +67,13 @@ class Surroundings:
 
     def woken(self, wake: Wake, repairs: Iterable[Event]) -> None:
         """Remember who wrote; when our own rules were flushed, look around as soon as the burst is over."""
-        self._writers |= {culprit.name: culprit for culprit in wake.who() if len(self._writers) < _WRITERS}
+        if self._writers is not None:
+            self._writers = [*self._writers, *wake.who()]
+            self._writers = self._writers if len(self._writers) <= _WRITERS else None
         flushes = [event for event in repairs if event.reason in _FLUSHES]
         if flushes:
             moment, named = self._flush or (flushes[0].time, [])
-            self._flush = moment, [*named, *(event.by for event in flushes if event.by)][-_WRITERS:]
+            self._flush = moment, [*named, *(event.by for event in flushes if event.by)][-_FLUSHERS:]
             self._soon = min(self._soon, self._clock() + _BURST)
 
     def look(self) -> None:
@@ -96,10 +99,10 @@ class Surroundings:
     def _alone(self) -> list[Culprit]:
         """All that one program has written since the last look, when nobody else has."""
         strangers, known = self._strangers(), self._writers
-        self._writers = {}
-        if strangers is None:
+        self._writers = []
+        if strangers is None or known is None:
             return []
-        writers = [*known.values(), *strangers]
+        writers = [*known, *strangers]
         return writers if len({culprit.name for culprit in writers}) == 1 else []
 
     def _look_beside(self, rules: frozenset[Jump]) -> None:

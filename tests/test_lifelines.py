@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nodewalld.core.events import Culprit, Event, Kind, Process
+from nodewalld.core.blame import Wake
+from nodewalld.core.events import Culprit, Event, Kind, Process, Reason
 from nodewalld.core.lifelines import KNOWN, PATIENCE, Jump, Ledger, keys
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.firewall import parse_tables
@@ -150,6 +151,63 @@ def test_every_jump_that_a_real_neighbour_wrote_is_known(capture: Path) -> None:
 def test_names_by_which_lifelines_are_remembered_are_their_own() -> None:
     assert len({line.name for line in KNOWN}) == len(KNOWN)
     assert len({line.owner for line in KNOWN}) == len({line.owner.name for line in KNOWN})
+
+
+class Reader:
+    """A kernel with these jumps."""
+
+    jumps: tuple[Jump, ...] = (PUBLISHED,)
+
+    def rules(self) -> frozenset[Jump]:
+        return frozenset(self.jumps)
+
+
+BASH, KUBE_PROXY = (
+    Culprit(8, "iptables", (Process(7, "bash"),)),
+    Culprit(9, "iptables-restor", (Process(6, "kube-proxy"),)),
+)
+FLUSHED = Event(time=WHEN, kind=Kind.REPAIR, what="x", reason=Reason.FLUSHED, by=FIREWALLD)
+
+
+@pytest.mark.parametrize(
+    ("strangers", "wakes", "repairs", "named"),
+    [
+        ((BASH, BASH), (), (), "bash"),
+        ((), (BASH,), (), "bash"),
+        ((BASH, KUBE_PROXY), (), (), None),
+        ((BASH,), (KUBE_PROXY,), (), None),
+        (None, (), (), None),
+        ((BASH,), (BASH,) * 40, (), None),
+        ((BASH, KUBE_PROXY), (KUBE_PROXY,), (FLUSHED,), "firewalld"),
+        ((), (), (), None),
+    ],
+)
+def test_who_flushed_is_named_only_beyond_doubt(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strangers: tuple[Culprit, ...] | None,
+    wakes: tuple[Culprit, ...],
+    repairs: tuple[Event, ...],
+    named: str | None,
+) -> None:
+    monkeypatch.setattr("nodewalld.surroundings.JumpReader", Reader)
+    monkeypatch.setattr(Reader, "jumps", (PUBLISHED,))
+    told: list[Event] = []
+    heard = iter([(KUBE_PROXY,), strangers, ()])
+    now = iter(range(0, 1000, 10))
+    around = Surroundings(
+        StateFolder(tmp_path), told.append, lambda: None, lambda: next(heard), lambda: float(next(now))
+    )
+    around.look()
+    monkeypatch.setattr(Reader, "jumps", ())
+    for who in wakes:
+        around.woken(Wake(0.0, who=lambda who=who: (who,)), ())
+    around.woken(Wake(0.0), repairs)
+    around.look()
+    around.look()
+    [event] = told
+    assert (event.by and event.by.name) == named
+    assert ("flushed by" in event.what) == (named is not None)
 
 
 def surroundings(folder: Path) -> Surroundings:
