@@ -102,9 +102,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
         self._witness = Witness(self._reconciler.take_own_ports)
-        self._surroundings = Surroundings(
-            state, self._record, lambda: self._reconciler.backend, self._witness.take_strangers
-        )
+        self._surroundings = Surroundings(state, self._record, self._witness.take_strangers)
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
         self._signals: set[int] = set()
@@ -152,7 +150,7 @@ class Daemon:
         with self._heart.working():
             sweep()
             self._governor.start()
-        self._surroundings.look()
+        self._surroundings.look(self._reconciler.backend)
         self._due.resync = time.monotonic() + self._governor.config.daemon.resync
         self._after_pass()
         self._record(_event(Kind.START, f"nodewalld {__version__} started: {self.status.sentence()}"))
@@ -210,16 +208,13 @@ class Daemon:
         if self._link_events in sources and self._link_events.drain():
             self._due.relink = min(self._due.relink, noticed + _SETTLE)
         if wake and self._ready:
-            self._wake(wake)
+            self._surroundings.woken(wake, self._reconciler.wake(wake))
         self._obey_signals()
         self._desk.work(self._obey)
         self._governor.follow_files()
         self._keep_time()
         if (again := self._witness.overheard()) and self._ready:
-            self._wake(again)
-
-    def _wake(self, wake: Wake) -> None:
-        self._surroundings.woken(wake, self._reconciler.wake(wake))
+            self._surroundings.woken(again, self._reconciler.wake(again))
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -234,7 +229,7 @@ class Daemon:
         if self._governor.due <= 0:
             self._governor.expire()
         if now >= self._surroundings.due:
-            self._surroundings.look()
+            self._surroundings.look(self._reconciler.backend)
         if now >= due.retry or now >= due.resync:
             self._disk.catch_up()
         if self._governor.owed and not self._resting:
@@ -250,10 +245,11 @@ class Daemon:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
             sweep()
             self._reconciler.resync()
-            self._surroundings.look()
+            self._surroundings.look(self._reconciler.backend)
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:
-                self._wake(Wake(now, exact=False))
+                wake = Wake(now, exact=False)
+                self._surroundings.woken(wake, self._reconciler.wake(wake))
             if now >= due.look or due.look == float("inf"):
                 due.look = now + max(LEGACY_LOOK, _LOOK_REST * (time.monotonic() - now))
         else:

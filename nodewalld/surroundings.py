@@ -35,17 +35,16 @@ _log = structlog.get_logger(__name__)
 
 
 class Surroundings:
-    """For the thread of the loop; `record` takes every event."""
+    """For the thread of the loop. `record` takes every event; `strangers` gives who wrote since it was last called."""
 
     def __init__(
         self,
         state: StateFolder,
         record: Callable[[Event], None],
-        backend: Callable[[], Backend | None],
         strangers: Callable[[], Sequence[Culprit] | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._backend, self._strangers = backend, strangers
+        self._strangers = strangers
         self._state, self._record, self._clock = state, record, clock
         self._boot = boot_id()
         self._reader = JumpReader()
@@ -76,8 +75,11 @@ class Surroundings:
             self._flush = moment, [*named, *(event.by for event in flushes if event.by)][-_FLUSHERS:]
             self._soon = min(self._soon, self._clock() + _BURST)
 
-    def look(self) -> None:
-        """Look around. Of what is newly missing, who flushed ours is named, or who alone wrote since the last look."""
+    def look(self, backend: Backend | None) -> None:
+        """Look around. Of what is newly missing, who flushed ours is named, or who alone wrote since the last look.
+
+        `backend` holds our rules; None while none are held.
+        """
         try:
             rules = self._reader.rules()
         except OSError as error:
@@ -90,7 +92,7 @@ class Surroundings:
         lost, healed = self._ledger.look(keys(rules), writers, self._clock(), now, moment)
         self._unread, self._soon, self._flush = "", float("inf"), None
         self._keep()
-        self._look_beside(rules)
+        self._look_beside(rules, backend)
         for neighbour in lost:
             self._record(Event(time=now, kind=Kind.NEIGHBOUR, what=neighbour.what, by=neighbour.by))
         for sentence in healed:
@@ -105,11 +107,11 @@ class Surroundings:
         writers = [*known, *strangers]
         return writers if len({culprit.name for culprit in writers}) == 1 else []
 
-    def _look_beside(self, rules: frozenset[Jump]) -> None:
+    def _look_beside(self, rules: frozenset[Jump], backend: Backend | None) -> None:
         """Look at what isn't iptables': rarely where that takes long, since nothing waits for it."""
         started = self._clock()
         if started >= self._paths_due:
-            self.bypasses = bypasses(observe_paths(rules), self._backend())
+            self.bypasses = bypasses(observe_paths(rules), backend)
             ended = self._clock()
             self._paths_due = ended + _REST * (ended - started)
 

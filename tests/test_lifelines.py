@@ -195,23 +195,21 @@ def test_who_flushed_is_named_only_beyond_doubt(
     told: list[Event] = []
     heard = iter([(KUBE_PROXY,), strangers, ()])
     now = iter(range(0, 1000, 10))
-    around = Surroundings(
-        StateFolder(tmp_path), told.append, lambda: None, lambda: next(heard), lambda: float(next(now))
-    )
-    around.look()
+    around = Surroundings(StateFolder(tmp_path), told.append, lambda: next(heard), lambda: float(next(now)))
+    around.look(None)
     monkeypatch.setattr(Reader, "jumps", ())
     for who in wakes:
         around.woken(Wake(0.0, who=lambda who=who: (who,)), ())
     around.woken(Wake(0.0), repairs)
-    around.look()
-    around.look()
+    around.look(None)
+    around.look(None)
     [event] = told
     assert (event.by and event.by.name) == named
     assert ("flushed by" in event.what) == (named is not None)
 
 
 def surroundings(folder: Path) -> Surroundings:
-    return Surroundings(StateFolder(folder), lambda _event: None, lambda: None, lambda: None)
+    return Surroundings(StateFolder(folder), lambda _event: None, lambda: ())
 
 
 @pytest.mark.parametrize(
