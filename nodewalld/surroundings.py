@@ -23,7 +23,7 @@ from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import boot_id
 
 _FLUSHES = frozenset({Reason.FLUSHED, Reason.MISSING})
-_REST = 100  # of the time goes to looking beside iptables at the most one part
+_REST = 1000  # of the processor's time goes to looking beside iptables at the most one part
 _WRITERS = 32  # between two looks; of more, nobody is asked for and nobody named
 _FLUSHERS = 8  # of one burst, the last ones
 _BURST = 1.0  # seconds within which a program that flushes one chain flushes the others as well
@@ -52,7 +52,8 @@ class Surroundings:
         self._unread = ""
         self._not_before, self._soon = float("-inf"), float("inf")
         self._flush: tuple[datetime, list[Culprit]] | None = None
-        self._ledger = _restored(state.read(_STATE), self._boot, clock())
+        self._kept = state.read(_STATE) or {"boot": self._boot, "seen": [], "lost": []}
+        self._ledger = _restored(self._kept, self._boot, clock())
         self._paths_due = float("-inf")
         self.neighbours: tuple[Neighbour, ...] = self._ledger.neighbours()
         """Who has lost jumps of its own, and what would bring them back."""
@@ -109,11 +110,10 @@ class Surroundings:
 
     def _look_beside(self, rules: frozenset[Jump], backend: Backend | None) -> None:
         """Look at what isn't iptables': rarely where that takes long, since nothing waits for it."""
-        started = self._clock()
-        if started >= self._paths_due:
+        if self._clock() >= self._paths_due:
+            started = time.thread_time()
             self.bypasses = bypasses(observe_paths(rules), backend)
-            ended = self._clock()
-            self._paths_due = ended + _REST * (ended - started)
+            self._paths_due = self._clock() + _REST * (time.thread_time() - started)
 
     def forget(self) -> None:
         """Take the node as it is: what is away was taken out on purpose."""
@@ -127,7 +127,8 @@ class Surroundings:
             "seen": [[*_stored(key), number] for key, number in self._ledger.seen.items()],
             "lost": [_stored_loss(key, missing) for key, missing in self._ledger.lost.items()],
         }
-        if stored != (self._state.read(_STATE) or {"boot": self._boot, "seen": [], "lost": []}):
+        if stored != self._kept:
+            self._kept = stored
             self._state.write(_STATE, stored)
 
 
@@ -141,10 +142,10 @@ def _stored_loss(key: Key, missing: Missing) -> list[Any]:
     return [*_stored(key), rfc3339(missing.since), named]
 
 
-def _restored(stored: dict[str, Any] | None, boot: str, now: float) -> Ledger:
+def _restored(stored: dict[str, Any], boot: str, now: float) -> Ledger:
     """As remembered; nothing of another boot, and nothing that isn't of that form."""
     ledger = Ledger()
-    if stored is None or not boot or stored.get("boot") != boot:
+    if not boot or stored.get("boot") != boot:
         return ledger
     for entry in _entries(stored.get("seen")):
         if (key := _key(entry[:3])) and len(entry) == 4 and type(entry[3]) is int:

@@ -1,5 +1,6 @@
 """What neighbours lose is told once, with who did it and the cure, and never what they do themselves on purpose."""
 
+import errno
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,8 @@ from nodewalld.core.events import Culprit, Event, Kind, Process, Reason
 from nodewalld.core.lifelines import KNOWN, PATIENCE, Jump, Ledger, keys
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.firewall import parse_tables
+from nodewalld.kernel.jumps import JumpReader
+from nodewalld.kernel.nftables import NetlinkError, NftablesReader
 from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import boot_id
 from nodewalld.surroundings import Surroundings
@@ -206,6 +209,14 @@ def test_who_flushed_is_named_only_beyond_doubt(
     [event] = told
     assert (event.by and event.by.name) == named
     assert ("flushed by" in event.what) == (named is not None)
+
+
+def test_a_kernel_without_nf_tables_has_no_jumps_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_reader: object) -> int:
+        raise NetlinkError(errno.EINVAL, "read the nf_tables generation")  # nfnetlink.c: no such subsystem
+
+    monkeypatch.setattr(NftablesReader, "generation", refuse)
+    assert JumpReader()._nft() == ()
 
 
 def surroundings(folder: Path) -> Surroundings:

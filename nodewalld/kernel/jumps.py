@@ -5,6 +5,7 @@ The kernel shows a legacy table only as a whole: a large one is read when its si
 a rule that others are just writing may not be shown: what is missing once is no news.
 """
 
+import errno
 from collections.abc import Iterator
 
 from nodewalld.core.lifelines import Jump
@@ -12,14 +13,16 @@ from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.xtables import LegacyReader
 
+_ABSENT = frozenset({errno.EINVAL, errno.EPROTONOSUPPORT})  # a kernel without nf_tables, or without netfilter's netlink
 _LARGE = 1 << 18  # bytes: a thousand rules or so
 _Chains = dict[str, tuple[str, ...]]
 
 
 class JumpReader:
-    """Opens its sockets for each look; remembers only what large legacy tables showed."""
+    """Opens its sockets for each look; remembers what nft showed in a generation, and what large legacy tables did."""
 
     def __init__(self) -> None:
+        self._shown: tuple[int, tuple[Jump, ...]] | None = None
         self._large: dict[tuple[Family, Table], tuple[int, _Chains]] = {}
 
     def rules(self) -> frozenset[Jump]:
@@ -29,13 +32,24 @@ class JumpReader:
         """
         return frozenset((*self._nft(), *self._legacy()))
 
+    def _nft(self) -> tuple[Jump, ...]:
+        try:
+            with NftablesReader() as reader:
+                generation = reader.generation()
+                if self._shown is None or self._shown[0] != generation:
+                    self._shown = generation, tuple(self._glance(reader))
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return ()
+            raise
+        return self._shown[1]
+
     @staticmethod
-    def _nft() -> Iterator[Jump]:
-        with NftablesReader() as reader:
-            for family in Family:
-                for table in Table:
-                    for chain, rules in reader.glance(family, table.value, table.builtin_chains).items():
-                        yield from (Jump(Backend.NFT, family, table, chain, rule.jump or "") for rule in rules or ())
+    def _glance(reader: NftablesReader) -> Iterator[Jump]:
+        for family in Family:
+            for table in Table:
+                for chain, rules in reader.glance(family, table.value, table.builtin_chains).items():
+                    yield from (Jump(Backend.NFT, family, table, chain, rule.jump or "") for rule in rules or ())
 
     def _legacy(self) -> Iterator[Jump]:
         for family in Family:
