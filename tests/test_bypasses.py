@@ -89,7 +89,7 @@ def test_status_lists_programs_of_tc_tcx_and_xdp_and_chains_of_nftables_that_ref
             ("base-chain", "chain output of table inet filter (hook output, priority -10) refuses "),
             ("base-chain", "chain last of table inet filter (hook postrouting, priority 5) refuses "),
         )
-        assert "bypass: Cilium's programs" in daemon.ctl("status").stdout
+        assert "  bypasses:   Cilium's programs" in daemon.ctl("status").stdout
         assert ask(daemon, "status")["state"] == "enforcing"
 
 

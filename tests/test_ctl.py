@@ -46,7 +46,6 @@ STATUS = {
     "repairs": 4,
     "last_repair": REPAIR,
     "contention": [{"what": "felix insists on the top"}],
-    "neighbours": [{"what": "published ports of Docker are dead"}],
     "families": {"ipv4": "enforcing", "ipv6": "degraded"},
 }
 PROBLEM = Problem(Where("/etc/nodewalld/a.toml", 3), "port.ports", "70000 is no port", "1 to 65535")
@@ -194,7 +193,6 @@ def test_status_prints_one_screen_with_everything_that_matters(run: Run, daemon:
         "  repairs:    4, last 2026-01-02",
         "Put back the jump\\x1b[31m",
         "felix insists on the top",
-        "neighbour: published ports of Docker are dead",
     ):
         assert word in out
     assert "\x1b" not in out

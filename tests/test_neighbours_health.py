@@ -79,7 +79,7 @@ def test_a_flush_of_nat_alone_and_a_jump_taken_out_by_hand_are_told_with_their_c
         assert {culprit(each) for each in told.values()} == {named}
         said = [each["what"][:1].upper() + each["what"][1:] for each in told.values()]
         assert [event["message"] for event in events(daemon, "neighbour")] == said
-        assert "neighbour: published ports of Docker" in daemon.ctl("status").stdout
+        assert "  neighbours: published ports of Docker are dead" in daemon.ctl("status").stdout
         # Nothing of theirs was written, and a restart forgets nothing and tells nothing twice.
         assert daemon.node.snapshot() == foreign
         daemon.restart()
