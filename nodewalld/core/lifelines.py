@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from nodewalld.core.blame import blame
+from nodewalld.core.blame import suspects
 from nodewalld.core.events import Culprit, Neighbour, Process, duration, printable
 from nodewalld.core.words import Backend, Family, Table
 
@@ -194,7 +194,8 @@ class Ledger:
             self.away.pop(key, None)
             self.lost.pop(key, None)
         for key in [key for key in known if key not in standing and key not in self.away and key not in self.lost]:
-            by = blame(writers, key.family) if key.backend is Backend.NFT else None
+            named = suspects(writers, key.family) if key.backend is Backend.NFT else ()
+            by = named[-1] if named else None
             if self._moved(key, standing) or (by and by.name in key.line.owner.programs):
                 del self.seen[key]
             else:
