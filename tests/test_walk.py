@@ -42,8 +42,18 @@ def test_a_drop_in_mangle_stops_it() -> None:
 
 def test_a_drop_in_either_backend_is_final() -> None:
     rules = {Backend.NFT: read(filtered("-j ACCEPT")), Backend.LEGACY: read(filtered("-j DROP"))}
-    for first in (None, *Backend):
-        assert judge(packet("203.0.113.9", "10.90.0.1", 80), world("", rules=rules, first=first)).passes is False
+    assert judge(packet("203.0.113.9", "10.90.0.1", 80), world("", rules=rules)).passes is False
+
+
+def test_where_the_order_of_the_backends_matters_both_are_possible() -> None:
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination {}\nCOMMIT\n"
+    rules = {Backend.NFT: read(nat.format("10.42.0.2:80")), Backend.LEGACY: read(nat.format("10.42.0.3:80"))}
+    verdict = judge(packet("203.0.113.9", "10.90.0.1", 80), world("", rules=rules))
+    assert verdict.passes
+    assert {supposed.text for path in verdict.paths for supposed in path.supposed} == {
+        "the kernel asks nft first",
+        "the kernel asks legacy first",
+    }
 
 
 @pytest.mark.parametrize(
@@ -237,3 +247,16 @@ def test_ipv6_is_walked_alike() -> None:
     text = (CAPTURES / "kp126-nft-3svc.v6.save").read_text()
     verdict = judge(packet("2001:db8:c::9", "fd90::1", 31002), world(text, family=Family.IPV6))
     assert verdict.outcomes == {Outcome.FORWARDED}
+
+
+def test_what_came_as_everybodys_is_not_forwarded_whatever_nat_makes_of_it() -> None:
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination 10.42.0.2:80\nCOMMIT\n"
+    assert asked(nat, "203.0.113.9", "10.90.0.255", 80).passes is False
+    assert asked(nat, "203.0.113.9", "10.90.0.1", 80).outcomes == {Outcome.FORWARDED}
+    assert asked(filtered("-m pkttype --pkt-type broadcast -j DROP"), "203.0.113.9", "10.90.0.255", 80).passes is False
+
+
+def test_without_a_flow_a_connmark_matches_neither_way() -> None:
+    text = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j CT --notrack\nCOMMIT\n"
+    text += filtered("-m connmark ! --mark 0x1 -j DROP", "-m connmark --mark 0x0 -j DROP")
+    assert asked(text, "203.0.113.9", "10.90.0.1", 80).passes

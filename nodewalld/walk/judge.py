@@ -15,7 +15,7 @@ from nodewalld.walk.routes import FOR_THE_NODE, REFUSED, Kind, Route, Unclear
 from nodewalld.walk.table import Supposed, Walker, Way
 from nodewalld.walk.targets import Fate
 from nodewalld.walk.verdict import End, Outcome, Path, Step, Verdict
-from nodewalld.walk.world import World, is_link_local, is_loopback, is_multicast
+from nodewalld.walk.world import Unread, World, is_link_local, is_loopback, is_multicast
 
 ROUTING = "routing"
 _MANY = 64  # ways; from here on what was supposed is forgotten, so that more of them meet
@@ -94,18 +94,21 @@ class _Journey:
         others = sorted((o for o in self.world.others if o.hook == hook), key=lambda other: other.priority)
         for station in stations(hook):
             while others and others[0].priority < station.priority:
-                current = self._doubt(current, others.pop(0).place)
+                current = self._doubt(current, others.pop(0))
             if station.table is None:
                 current = _each(current, self._tracked)
             else:
                 current = _merged(_each(current, partial(self._table, hook=hook, table=station.table)))
         for other in others:
-            current = self._doubt(current, other.place)
+            current = self._doubt(current, other)
         return current
 
     @staticmethod
-    def _doubt(paths: Iterable[Path], place: str) -> list[Path]:
-        return [path if path.end else replace(path, doubts=(*path.doubts, place)) for path in paths]
+    def _doubt(paths: Iterable[Path], other: Unread) -> list[Path]:
+        def concerned(path: Path) -> bool:
+            return not path.end and other.interface in {"", path.state.inside, path.state.outside}
+
+        return [replace(path, doubts=(*path.doubts, other.place)) if concerned(path) else path for path in paths]
 
     def _tracked(self, path: Path) -> Iterator[Path]:
         """Conntrack looks once; over lo it has seen the packet already."""
@@ -119,10 +122,8 @@ class _Journey:
         if table is Table.NAT and not _nat_asked(path.state, hook):
             yield path
             return
-        if len(backends) == 2 and self.world.first is Backend.LEGACY:
-            backends.reverse()
         paths = self._through(path, hook, table, backends)
-        if len(backends) == 2 and self.world.first is None:
+        if len(backends) == 2:
             paths = self._either_order(path, paths, self._through(path, hook, table, backends[::-1]), backends)
         yield from paths
 
@@ -141,8 +142,8 @@ class _Journey:
 
     @staticmethod
     def _either_order(path: Path, one: list[Path], other: list[Path], backends: list[Backend]) -> list[Path]:
-        """Where the order of the backends matters and isn't known, both are possible."""
-        if {(each.state, each.passes) for each in one} == {(each.state, each.passes) for each in other}:
+        """Which backend comes first is a matter of which was there first; where it matters, both are possible."""
+        if _ends(one) == _ends(other):
             return one
         both = ((one, backends[0]), (other, backends[1]))
         return [
@@ -194,6 +195,9 @@ class _Journey:
             return _told(path, f"{to} is this node's own", outside="")
         if route.kind in REFUSED:
             return _stopped(path, f"the route to {to} is {route.kind}", rejected=route.kind is not Kind.BLACKHOLE)
+        if self.world.is_shared(self.packet.destination):
+            # Its frame was everybody's, whatever a DNAT made of the packet (pkt_type in ip_forward, ip6_forward).
+            return _stopped(path, "what came as a broadcast or multicast is not forwarded")
         if not self._forwards(path.state.inside):
             return _stopped(
                 path, f"{to} is elsewhere, and this node does not forward what comes by {path.state.inside}"
@@ -279,6 +283,11 @@ class _Journey:
 def _each(paths: Iterable[Path], step: Callable[[Path], Iterable[Path]]) -> list[Path]:
     """Every way a step further; one that has ended stays."""
     return [after for path in paths for after in ([path] if path.end else step(path))]
+
+
+def _ends(paths: Iterable[Path]) -> set[tuple[State, Outcome | None]]:
+    """What a set of ways comes to; whose rule it was doesn't matter."""
+    return {(path.state, path.end.outcome if path.end else None) for path in paths}
 
 
 def _merged(paths: list[Path]) -> list[Path]:

@@ -179,13 +179,15 @@ def _mark(words: Sequence[str], _family: Family) -> Judge:
     return lambda state, _world: None if state.mark is None else state.mark & mask == value
 
 
-def _connmark(words: Sequence[str], _family: Family) -> Judge:
-    value, mask = masked(words[0])
+def _connmark(options: Sequence[Option], _family: Family) -> Judge:
+    """Without a flow there is no match, negated or not (net/netfilter/xt_connmark.c, connmark_mt)."""
+    value, mask = masked(options[0].words[0])
+    negated = options[0].negated
 
     def judge(state: State, _world: World) -> bool | None:
         if state.tracked in {None, Tracked.UNTRACKED, Tracked.INVALID}:
             return False
-        return None if state.connmark is None else state.connmark & mask == value
+        return None if state.connmark is None else (state.connmark & mask == value) is not negated
 
     return judge
 
@@ -241,7 +243,6 @@ _OPTIONS: Mapping[str, Mapping[str, _Make]] = {
     "icmp": {"--icmp-type": _icmp_type},
     "icmp6": {"--icmpv6-type": _icmp_type},
     "mark": {"--mark": _mark},
-    "connmark": {"--mark": _connmark},
     "hl": {
         "--hl-eq": partial(_hops, compare=int.__eq__),
         "--hl-lt": partial(_hops, compare=int.__lt__),
@@ -267,6 +268,7 @@ _WHOLE: Mapping[str, Callable[[Sequence[Option], Family], Judge]] = {
     "owner": owner,
     "rpfilter": reverse_path,
     "pkttype": packet_type,
+    "connmark": _connmark,
     # A described packet has no such header, and these modules then say no, negated or not.
     **dict.fromkeys(("rt", "frag", "ah", "esp", "mh", "dst", "hbh"), lambda _options, _family: _constant(False)),
 }

@@ -109,15 +109,16 @@ def reverse_path(options: Sequence[Option], family: Family) -> Judge:
 
 
 def packet_type(options: Sequence[Option], family: Family) -> Judge:
-    """`--pkt-type`: how the frame was addressed, taken from the packet's own address."""
+    """`--pkt-type`: how the frame was addressed, taken from what was dialled."""
 
     def judge(state: State, world: World) -> bool | None:
         if len(options) != 1 or not options[0].words:
             return None
+        dialled = state.origin[1]
         kind = "unicast"
-        if is_multicast(state.destination, family):
+        if is_multicast(dialled, family):
             kind = "multicast"
-        elif world.kind_of(state.destination) is Kind.BROADCAST:
+        elif world.kind_of(dialled) is Kind.BROADCAST:
             kind = "broadcast"
         return (options[0].words[0] == kind) is not options[0].negated
 

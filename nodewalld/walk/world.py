@@ -19,20 +19,21 @@ from nodewalld.walk.rules import Ruleset
 class Unread:
     """A base chain, or another program on the way, that isn't understood: it may drop or change what passes.
 
-    `place` is how people find it: "table inet firewalld, chain filter_INPUT".
+    `place` is how people find it: "nft table inet firewalld, chain filter_INPUT". With an `interface` it only sees what
+    passes that one.
     """
 
     place: str
     hook: str
     priority: int
+    interface: str = ""
 
 
 @dataclass(frozen=True)
 class World:
     """One node in one family.
 
-    `rules`: per backend what iptables-save printed; a backend without rules may be left out. `first` names the backend
-    that the kernel asks first where both have a table at one hook; None where that isn't known. `forwarding`: whether
+    `rules`: per backend what iptables-save printed; a backend without rules may be left out. `forwarding`: whether
     packets that come by an interface are routed ("" for those not listed). `reverse_path`: rp_filter by interface, 0 to
     2, likewise. `localnet`: interfaces with route_localnet. `groups`: multicast groups by interface, None if not known.
     """
@@ -41,7 +42,6 @@ class World:
     rules: Mapping[Backend, Ruleset]
     routes: Routes
     sets: Mapping[str, IpSet] = field(default_factory=dict)
-    first: Backend | None = None
     forwarding: Mapping[str, bool] = field(default_factory=lambda: {"": True})
     reverse_path: Mapping[str, int] = field(default_factory=dict)
     localnet: frozenset[str] = frozenset()
@@ -53,6 +53,10 @@ class World:
         if is_multicast(address, self.family):
             return Kind.MULTICAST
         return self.routes.kind_of(address, device)
+
+    def is_shared(self, address: int) -> bool:
+        """Whether an address is many hosts': a frame to it is, too."""
+        return self.kind_of(address) in {Kind.BROADCAST, Kind.MULTICAST}
 
     @cached_property
     def addresses(self) -> Mapping[str, Sequence[Route]]:

@@ -1,0 +1,285 @@
+"""Random rulesets for the lab's node, always the same ones: configurations of ours, rules of nobody in particular."""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lab.node import ALLOWED, BEYOND, CLUSTER_NODE, NODE, POD1, POD2, RELAY_SERVICE, STRANGER, WEB_SERVICE, Address
+from nodewalld.configuration.load import load
+from nodewalld.core.config import Place
+from nodewalld.core.decide import decide
+from nodewalld.core.desired import Desired
+from nodewalld.core.environment import Environment
+from nodewalld.core.iptables.render import render
+from nodewalld.core.words import Family, Table
+
+PORTS = (22, 53, 80, 443, 6443, 8080, 8081, 9000, 30001, 31002, 8088, 2222)
+_PARTIES = (STRANGER, ALLOWED, CLUSTER_NODE, POD1, POD2, BEYOND, NODE, WEB_SERVICE, RELAY_SERVICE)
+_NETWORKS = (
+    *(Address(f"{p.ipv4}/32", f"{p.ipv6}/128") for p in _PARTIES),
+    Address("10.42.0.0/16", "fd42::/48"),
+    Address("10.90.0.0/24", "fd90::/64"),
+    Address("10.43.0.0/16", "fd43::/64"),
+    Address("0.0.0.0/1", "8000::/1"),
+)
+_TYPES = ("LOCAL", "UNICAST", "MULTICAST", "LOCAL,BROADCAST")
+_STATES = ("NEW", "INVALID,UNTRACKED", "DNAT", "SNAT", "RELATED,ESTABLISHED")
+_INTERFACES = ("ens18", "cni0", "eth1", "ens+", "lo", "docker0")
+_DNAT_PORT = re.compile(r"--to-destination [\d.]+:\d")
+
+
+def environment() -> Environment:
+    """The lab's node, as the compiler sees it."""
+    return Environment(
+        {Family.IPV4: ("10.90.0.1", "172.18.10.1", "10.42.0.1", "198.51.100.1"), Family.IPV6: ("fd90::1", "fd42::1")},
+        {},
+        {Family.IPV4: ("ens18",), Family.IPV6: ("ens18",)},
+    )
+
+
+def configuration(rng: random.Random) -> str:
+    """A nodewalld.toml with a few of everything."""
+    some = rng.choice
+    flag = ("true", "false")
+    lines = ["[failsafe]\nports = " + some(["[]", '["22/tcp"]'])]
+    lines.append('[set.friends]\nentries = ["10.90.0.7", "fd90::7", "172.18.10.0/24", "fd00:18::/64"]')
+    peers = ['"any"', '"@friends"', '"10.42.0.0/16", "fd42::/48"', '"203.0.113.7", "2001:db8:c::7"', ""]
+    for number in range(rng.randint(0, 3)):
+        entry = {
+            "name": f'"p{number}"',
+            "ports": str(rng.sample(PORTS, 3)),
+            "protocol": some(['["tcp"]', '["tcp", "udp"]']),
+            "allow": f"[{some(peers)}]",
+            "deny": f"[{some([*peers[2:], '', ''])}]",
+            "action": some(['"drop"', '"reject"', '"redirect"']),
+            "from_node": some(flag),
+            "enforce": some(["true", *flag]),
+            "destination": some(['"local"', '"any"', '["10.43.0.0/16", "fd43::/64"]']),
+        }
+        lines.append("[[port]]\n" + _keys(entry))
+    for number in range(rng.randint(0, 2)):
+        entry = {
+            "name": f'"f{number}"',
+            "in": some(['""', '"ens18"', '"cni+"', '"!eth1"']),
+            "out": some(['""', '"cni0"', '"!ens18"']),
+            "source": some(['"any"', '"!@friends"', '"10.42.0.0/16"']),
+            "action": some(['"accept"', '"drop"', '"reject"']),
+        }
+        lines.append("[[forward]]\n" + _keys(entry | some([{}, {"position": '"early"'}, {"position": '"last"'}])))
+    if rng.random() < 0.5:
+        inner = {"sources": '["@friends"]', "services": '["ssh", "http"]', "target": '"accept"'}
+        target = some(['"accept"', '"drop"', '"reject"'])
+        outer = {"interfaces": '["ens18"]', "ports": '["31002/tcp", "53/udp"]', "target": target}
+        lines += ["[zone.inner]\n" + _keys(inner), "[zone.outer]\n" + _keys(outer)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _keys(entry: Mapping[str, str]) -> str:
+    return "\n".join(f"{key} = {value}" for key, value in entry.items())
+
+
+def ours(text: str, folder: Path) -> dict[Family, Desired]:
+    """What a configuration compiles to on the lab's node."""
+    folder.mkdir(exist_ok=True)
+    (folder / "nodewalld.toml").write_text(text)
+    config = load(folder, check_owner=False)
+    return {family: render(decide(config, family, environment())) for family in Family}
+
+
+def restore_input(desired: Desired) -> str:
+    """Our rules as iptables-restore takes them beside what is there, each jump on top or at the bottom."""
+    parts = []
+    for table, wanted in desired.tables.items():
+        lines = [f"*{table}", *(f":{chain.name} - [0:0]" for chain in wanted.chains)]
+        lines += [f"-A {chain.name} {line.text}" for chain in wanted.chains for line in chain.lines if not line.needs]
+        for place in reversed(wanted.placements):
+            command = f"-A {place.chain}" if place.position.place is Place.LAST else f"-I {place.chain} 1"
+            lines.append(f"{command} {place.text}")
+        parts.append("\n".join((*lines, "COMMIT\n")))
+    return "".join(parts)
+
+
+def sets(family: Family, desired: Desired) -> str:
+    """What `ipset restore` takes: our sets, and some of every type that rules ask."""
+    inet, suffix = ("inet", "") if family is Family.IPV4 else ("inet6", "-v6")
+
+    def of(party: Address) -> str:
+        return party.of(family.value)
+
+    lines = []
+    for one in desired.sets:
+        lines.append(f"create {one.name} hash:net family {inet}")
+        lines += [f"add {one.name} {network}" for network in sorted(one.networks, key=str)]
+    content = {
+        "w_net": (f"hash:net family {inet}", [of(_NETWORKS[9]), of(_NETWORKS[3]) + " nomatch", of(_NETWORKS[0])]),
+        "w_ip": (f"hash:ip family {inet}", [of(ALLOWED), of(POD1), of(NODE)]),
+        "w_ipport": (
+            f"hash:ip,port family {inet}",
+            [f"{of(NODE)},tcp:31002", f"{of(POD1)},udp:53", f"{of(POD2)},tcp:8080"],
+        ),
+        "w_port": ("bitmap:port range 0-65535", ["80", "31002", "8080"]),
+        "w_iface": (f"hash:net,iface family {inet}", [f"{of(_NETWORKS[9])},cni0", f"{of(_NETWORKS[12])},ens18"]),
+    }
+    for name, (kind, entries) in content.items():
+        lines.append(f"create {name}{suffix} {kind}")
+        lines += [f"add {name}{suffix} {entry}" for entry in entries]
+    lines += [
+        f"create w_list{suffix} list:set size 8",
+        f"add w_list{suffix} w_ip{suffix}",
+        f"add w_list{suffix} w_net{suffix}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Noise:
+    """Random rules of one family; every table gets a few chains and rules, at the top or at the bottom of others'."""
+
+    def __init__(self, rng: random.Random, family: Family) -> None:
+        self.rng, self.family = rng, family
+
+    def text(self) -> str:
+        """What iptables-restore takes beside what is there."""
+        parts = []
+        for table in (Table.RAW, Table.MANGLE, Table.NAT, Table.FILTER):
+            own = [f"w{number}" for number in range(3)]
+            lines = [f"*{table}", *(f":{name} - [0:0]" for name in own)]
+            for index, name in enumerate(own):
+                inner = own[index + 1 :]
+                lines += [f"-A {name} {self._rule(table, name, inner)}" for _ in range(self.rng.randint(1, 4))]
+            for chain in table.builtin_chains:
+                for _ in range(self.rng.choice([0, 1, 2])):
+                    command = self.rng.choice([f"-A {chain}", f"-I {chain} 1"])
+                    lines.append(f"{command} {self._rule(table, chain, own)}")
+            parts.append("\n".join((*lines, "COMMIT\n")))
+        return "".join(parts)
+
+    def _rule(self, table: Table, chain: str, chains: Sequence[str]) -> str:
+        protocol = self.rng.choice(["", "", "tcp", "tcp", "udp", "icmp"])
+        words = list(self._matches(chain, protocol))
+        target = self._target(table, chain, chains)
+        needs_ports = any(word in target for word in ("--to-ports", "tcp-reset", "]:")) or _DNAT_PORT.search(target)
+        if needs_ports and protocol != "tcp":
+            protocol = "tcp"
+            words = list(self._matches(chain, protocol))
+        name = "ipv6-icmp" if protocol == "icmp" and self.family is Family.IPV6 else protocol
+        return " ".join((*((f"-p {name}",) if name else ()), *words, target))
+
+    def _matches(self, chain: str, protocol: str) -> Iterator[str]:
+        seen = set()
+        for _ in range(self.rng.choice([0, 1, 1, 2])):
+            match = self._match(chain, protocol)
+            option = match.removeprefix("! ")[:2]
+            if option == "-m" or option not in seen:
+                yield match
+            seen.add(option)
+
+    def _match(self, chain: str, protocol: str) -> str:
+        rng, four = self.rng, self.family is Family.IPV4
+        bang = rng.choice(["", "", "! "])
+        network = rng.choice(_NETWORKS).of(self.family.value)
+        suffix = "" if four else "-v6"
+        found = [
+            f"{bang}-s {network}",
+            f"{bang}-d {network}",
+            f"-m conntrack {bang}--ctstate {rng.choice(_STATES)}",
+            f"-m conntrack --ctdir {rng.choice(['ORIGINAL', 'REPLY'])}",
+            f"-m conntrack {bang}--ctorigdst {network}",
+            f"-m addrtype {bang}--dst-type {rng.choice(_TYPES[:4] if four else _TYPES[:3])}",
+            f"-m addrtype {bang}--src-type {rng.choice(['LOCAL', 'UNICAST'])}",
+            f"-m mark {bang}--mark {rng.choice(['0x0/0xf', '0x4/0x4', '0x8/0xc'])}",
+            f"-m connmark {bang}--mark {rng.choice(['0x0/0xf', '0x4/0x4'])}",
+            f"-m set {bang}--match-set {rng.choice(['w_net', 'w_ip', 'w_list'])}{suffix} {rng.choice(['src', 'dst'])}",
+            f"-m set {bang}--match-set w_ipport{suffix} dst,dst",
+            f"-m set {bang}--match-set w_iface{suffix} src,src",
+            f"-m iprange {bang}--src-range " + ("10.90.0.1-10.90.0.99" if four else "fd90::1-fd90::99"),
+            '-m comment --comment "a \\"quoted\\" -j DROP"',
+            f"-m pkttype {bang}--pkt-type unicast",
+            "-m limit --limit 1000/sec --limit-burst 1000" if rng.random() < 0.3 else "-m comment --comment limit",
+            "-m statistic --mode random --probability 0.5" if rng.random() < 0.3 else "-m comment --comment statistic",
+        ]
+        if chain in {"PREROUTING", "INPUT", "FORWARD"}:
+            found.append(f"{bang}-i {rng.choice(_INTERFACES)}")
+        if chain in {"OUTPUT", "POSTROUTING", "FORWARD"}:
+            found.append(f"{bang}-o {rng.choice(_INTERFACES)}")
+        if chain in {"OUTPUT", "POSTROUTING"}:
+            found.append(f"-m owner {bang}--uid-owner 0" if rng.random() < 0.3 else "-m comment --comment owner")
+        if protocol in {"tcp", "udp"}:
+            port = rng.choice(PORTS)
+            found += [
+                f"-m {protocol} {bang}--dport {port}",
+                f"-m {protocol} {bang}--dport {port}:{port + 2000}",
+                f"-m multiport {bang}--dports {port},80,30000:32767",
+                f"-m {protocol} {bang}--sport 32768:50000",
+                f"-m conntrack {bang}--ctorigdstport {port}",
+                f"-m set {bang}--match-set w_port{suffix} dst",
+            ] * 2
+        if protocol == "tcp":
+            found.append(f"-m tcp {bang}--tcp-flags FIN,SYN,RST,ACK {rng.choice(['SYN', 'ACK'])}")
+        if protocol == "icmp":
+            found += ["-m icmp --icmp-type 8" if four else "-m icmp6 --icmpv6-type 128"] * 3
+        return rng.choice(found)
+
+    def _target(self, table: Table, chain: str, chains: Sequence[str]) -> str:
+        rng, four = self.rng, self.family is Family.IPV4
+        found = ["-j RETURN", "-j ACCEPT", *(f"{rng.choice(['-j', '-j', '-g'])} {name}" for name in chains)]
+        if table is not Table.NAT:
+            found += ["-j DROP"] * (rng.random() < 0.5)
+        if table is Table.RAW:
+            found += ["-j CT --notrack"]
+        if table is Table.MANGLE:
+            found += ["-j MARK --set-xmark 0x4/0x4", "-j MARK --set-xmark 0x8/0xf", "-j CONNMARK --save-mark", ""]
+            found += ["-j CONNMARK --restore-mark --nfmask 0xf --ctmask 0xf", "-j CONNMARK --set-xmark 0x4/0xff"]
+        if table is Table.FILTER:
+            found += ["-j REJECT", "-j REJECT --reject-with tcp-reset", '-j LOG --log-prefix "w "']
+        if table is Table.NAT:
+            pod = rng.choice((POD1, POD2, BEYOND)).of(self.family.value)
+            if chain in {"PREROUTING", "OUTPUT"}:
+                port = rng.choice(PORTS)
+                found += [
+                    f"-j DNAT --to-destination {pod}:{port}" if four else f"-j DNAT --to-destination [{pod}]:{port}"
+                ]
+                found += [f"-j DNAT --to-destination {pod}", f"-j REDIRECT --to-ports {port}"]
+            elif chain == "POSTROUTING":
+                found += ["-j MASQUERADE", f"-j SNAT --to-source {NODE.of(self.family.value)}"]
+        return rng.choice(found)
+
+
+_FROM = (
+    ("client", "ens18", (STRANGER, ALLOWED, CLUSTER_NODE)),
+    ("pod1", "cni0", (POD1,)),
+    ("beyond", "eth1", (BEYOND,)),
+    ("node", "", (NODE, NODE, Address("127.0.0.1", "::1"))),
+)
+_ELSEWHERE = Address("192.0.2.50", "2001:db8:5::50")
+_GROUPS = (Address("224.0.0.1", "ff02::1"), Address("10.90.0.255", "ff02::2"))
+
+
+def packets(rng: random.Random, family: Family, count: int, first: int) -> list[dict[str, object]]:
+    """Packets to whoever the lab and the captures know, each with a number and a source port of its own."""
+    found = []
+    to = (NODE, NODE, NODE, WEB_SERVICE, RELAY_SERVICE, POD1, POD2, BEYOND, _ELSEWHERE, Address("10.43.0.1", "fd43::1"))
+    for number in range(first, first + count):
+        ns, device, sources = rng.choices(_FROM, (6, 2, 1, 3))[0]
+        source, target = rng.choice(sources), rng.choice(to)
+        if source.ipv4 == "127.0.0.1":
+            target = Address("127.0.0.1", "::1")
+        elif ns == "client" and rng.random() < 0.05:
+            target = rng.choice(_GROUPS)
+        protocol = rng.choices((6, 17, 132, 1 if family is Family.IPV4 else 58), (10, 4, 1, 2))[0]
+        one: dict[str, object] = {
+            "number": number,
+            "ns": ns,
+            "device": device,
+            "source": source.of(family.value),
+            "to": target.of(family.value),
+            "protocol": protocol,
+        }
+        if protocol in {1, 58}:
+            one["icmp"] = rng.choices(
+                ((8, 0), (13, 0), (5, 1)) if protocol == 1 else ((128, 0), (139, 0), (137, 0)), (8, 1, 1)
+            )[0]
+        else:
+            one |= {"port": rng.choice(PORTS), "sport": 32768 + number % 28000}
+        found.append(one)
+    return found
