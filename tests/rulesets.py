@@ -283,3 +283,44 @@ def packets(rng: random.Random, family: Family, count: int, first: int) -> list[
             one |= {"port": rng.choice(PORTS), "sport": 32768 + number % 28000}
         found.append(one)
     return found
+
+
+def services(count: int, family: Family) -> str:
+    """A nat and a filter table as kube-proxy lays them out, for so many Services of two pods and a NodePort each."""
+    four = family is Family.IPV4
+    net = "10.42.0.0/16" if four else "fd42::/48"
+    chains, dispatch, ports, rest = [], [], [], []
+    for n in range(count):
+        name = f"{n:016d}"
+        cluster = f"10.43.{n // 250}.{n % 250 + 1}/32" if four else f"fd43::{n:x}/128"
+        pods = [f"10.42.{n // 250}.{n % 250 + k}" if four else f"fd42::{n // 250}:{n % 250 + k:x}" for k in (0, 1)]
+        said = f'-m comment --comment "shop/service-{n}:p'
+        chains += [f":KUBE-{kind}-{name} - [0:0]" for kind in ("SVC", "EXT", "SEP0", "SEP1")]
+        dispatch.append(f'-A KUBE-SERVICES -d {cluster} -p tcp {said} cluster IP" -m tcp --dport 80 -j KUBE-SVC-{name}')
+        ports.append(f'-A KUBE-NODEPORTS -p tcp {said}" -m tcp --dport {30000 + n} -j KUBE-EXT-{name}')
+        rest += [
+            f'-A KUBE-EXT-{name} {said} masquerade" -j KUBE-MARK-MASQ',
+            f"-A KUBE-EXT-{name} -j KUBE-SVC-{name}",
+            f'-A KUBE-SVC-{name} ! -s {net} -d {cluster} -p tcp {said}" -m tcp --dport 80 -j KUBE-MARK-MASQ',
+            f'-A KUBE-SVC-{name} {said} -> first" -m statistic --mode random --probability 0.5 -j KUBE-SEP0-{name}',
+            f'-A KUBE-SVC-{name} {said} -> second" -j KUBE-SEP1-{name}',
+        ]
+        for k, pod in enumerate(pods):
+            to = f"{pod}:8080" if four else f"[{pod}]:8080"
+            rest.append(f'-A KUBE-SEP{k}-{name} -s {pod} {said}" -j KUBE-MARK-MASQ')
+            rest.append(f'-A KUBE-SEP{k}-{name} -p tcp {said}" -m tcp -j DNAT --to-destination {to}')
+    head = [f":{name} ACCEPT [0:0]" for name in ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")]
+    head += [f":KUBE-{name} - [0:0]" for name in ("SERVICES", "NODEPORTS", "MARK-MASQ", "POSTROUTING")]
+    fixed = [
+        "-A PREROUTING -j KUBE-SERVICES",
+        "-A OUTPUT -j KUBE-SERVICES",
+        "-A POSTROUTING -j KUBE-POSTROUTING",
+        "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000",
+        "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+        "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+    ]
+    last = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS"
+    nat = ["*nat", *head, *chains, *fixed, *dispatch, last, *ports, *rest, "COMMIT"]
+    forward = "-A FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"
+    rules = ["*filter", ":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT ACCEPT [0:0]", forward, "COMMIT", ""]
+    return "\n".join([*nat, *rules])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -539,7 +540,7 @@ def test_each_help_has_examples_that_are_right(command: str, capsys: pytest.Capt
     text = capsys.readouterr().out
     for example in ctl.COMMANDS[command].examples:
         assert example in text
-        name, *argv = example.split()
+        name, *argv = shlex.split(example)
         assert name == "nodewallctl"
         assert ctl._parser().parse_args(argv).command == command
 

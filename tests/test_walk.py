@@ -69,6 +69,7 @@ def test_where_the_order_of_the_backends_matters_both_are_possible() -> None:
         ("-p 6 -j DROP", False),
         ("-p tcp -m tcp --dport 80:90 -j DROP", False),
         ("-p tcp -m tcp ! --dport 80 -j DROP", True),
+        ("-p tcp --dport 80 -j DROP", False),
         ("-p tcp -m tcp --sport 1:1023 -j DROP", True),
         ("-p tcp -m tcp --sport 40000 -j DROP", None),
         ("-p tcp -m multiport --dports 22,80:81 -j DROP", False),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import nodewalld
-from nodewalld.commands import check, render, sets, steer, trace
+from nodewalld.commands import check, packet, render, sets, steer, trace
 from nodewalld.commands.common import (
     ATTENTION,
     BROKEN_PIPE,
@@ -156,6 +156,12 @@ def _import(args: argparse.Namespace, tools: Tools) -> int:
     return importing.run(args, tools)
 
 
+def _explain(args: argparse.Namespace, tools: Tools) -> int:
+    from nodewalld.commands import explain  # noqa: PLC0415 - heavy
+
+    return explain.run(args, tools)
+
+
 def _schema(_args: argparse.Namespace, _tools: Tools) -> int:
     from nodewalld.configuration.describe import json_schema  # noqa: PLC0415 - heavy
 
@@ -242,6 +248,20 @@ COMMANDS = {
         "end a pause now",
         "Exit status: 0 resumed, 1 there was no pause.",
         ("nodewallctl resume",),
+    ),
+    "explain": _Command(
+        _explain,
+        "walk one described packet through the live rules: what becomes of it, and which rule decides",
+        "Rules of both backends are walked as the kernel would, with sets, routes and DNAT on the way. What can't be\n"
+        "known forks the way. Sends nothing and changes nothing. Exit status: 0 it gets through, 3 it does not, or\n"
+        "that can't be told, 1 error.",
+        (
+            'nodewallctl explain tcp 203.0.113.9 "->" :31002 --in ens18',
+            'nodewallctl explain tcp 203.0.113.9:40000 "->" 192.0.2.1:443 --state established',
+            'nodewallctl explain udp 2001:db8::9 "->" "[2001:db8::1]:53" --json',
+            'nodewallctl explain tcp --from-node "->" 10.43.0.1:443',
+            'nodewallctl explain icmp 203.0.113.9 "->" 192.0.2.1 --type 8',
+        ),
     ),
     "report": _Command(
         _report,
@@ -331,6 +351,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("-f", "--follow", action="store_true", help="go on with what happens")
     if name == "import":
         parser.add_argument("file", metavar="FILE", nargs="?", help='what iptables-save printed, "-" for stdin')
+    if name == "explain":
+        packet.add_arguments(parser)
     if name == "report":
         parser.add_argument("--output", metavar="FILE", type=Path, help="default nodewalld-report-TIME.tar.gz, here")
     if name == "try":

@@ -135,6 +135,10 @@ def _routes(family: Family) -> Routes:
     option = f"-{family.version}"
     bits = 32 if family is Family.IPV4 else 128
     routes = [route for entry in _ip("-d", option, "route", "show", "table", "all") for route in _route(entry, bits)]
+    # An interface's first address is the one that the kernel would choose; the table is sorted otherwise.
+    own = [_number(one["local"]) for link in _ip(option, "address") for one in link["addr_info"] if "local" in one]
+    order = {address: number for number, address in enumerate(own)}
+    routes.sort(key=lambda route: order.get(route.network, len(order)))
     return Routes(bits, tuple(routes), tuple(_policy(entry, bits) for entry in _ip("-d", option, "rule")))
 
 

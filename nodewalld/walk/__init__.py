@@ -7,10 +7,11 @@
     verdict.passes      # True, False, or None where it hangs on what isn't known
     verdict.outcomes    # {Outcome.FORWARDED}
     verdict.deciders    # the rules that ended it; `rule.tag` is our entry, "" for a foreign rule
-    verdict.paths       # every way that can't be ruled out, with steps, conditions and end
+    verdict.paths       # every way that can't be ruled out: steps, conditions, end
+    notes(verdict, world)  # what people ask next, such as which DROP can't see the packet
 
-A `World` is one node in one family. It is gathered from the live node by `nodewalld.kernel.world`, or made by hand:
-`read` takes iptables-save's text, `read_sets` ipset's, and `Routes` holds addresses as routes of the table "local".
+A `World` is one node in one family. `nodewalld.kernel.node.gather` makes it of the live node; by hand it is made with
+`read` of what iptables-save prints, `read_sets` of `ipset save`, and `Routes`, which hold addresses as "local" routes.
 
 Laws: pure; the modules here import nothing but the core. Nothing is guessed: an unknown condition, target, set or chain
 forks the way or leaves a doubt, and a verdict that hangs on it is None.
@@ -18,13 +19,15 @@ forks the way or leaves a doubt, and a verdict that hangs on it is None.
 
 from nodewalld.walk.ipsets import IpSet, read_sets
 from nodewalld.walk.judge import judge
-from nodewalld.walk.packet import ICMP, ICMPV6, SCTP, TCP, UDP, Packet, Tracked
-from nodewalld.walk.routes import Kind, PolicyRule, Route, Routes
+from nodewalld.walk.packet import EPHEMERAL, ICMP, ICMPV6, SCTP, TCP, UDP, Packet, Tracked
+from nodewalld.walk.routes import Kind, PolicyRule, Route, Routes, Unclear
 from nodewalld.walk.rules import Rule, Ruleset, read
+from nodewalld.walk.story import notes
 from nodewalld.walk.verdict import End, Outcome, Path, Step, Verdict
 from nodewalld.walk.world import Unread, World
 
 __all__ = [
+    "EPHEMERAL",
     "ICMP",
     "ICMPV6",
     "SCTP",
@@ -43,10 +46,12 @@ __all__ = [
     "Ruleset",
     "Step",
     "Tracked",
+    "Unclear",
     "Unread",
     "Verdict",
     "World",
     "judge",
+    "notes",
     "read",
     "read_sets",
 ]

@@ -219,6 +219,11 @@ _L4: Mapping[str, _Make] = {
     "--source-port": _SPORT,
     "--destination-port": _DPORT,
 }
+_TCP: Mapping[str, _Make] = {
+    **_L4,
+    "--tcp-flags": _tcp_flags,
+    "--syn": lambda _words, family: _tcp_flags(("FIN,SYN,RST,ACK", "SYN"), family),
+}
 _OPTIONS: Mapping[str, Mapping[str, _Make]] = {
     "": {
         "-s": _source,
@@ -227,12 +232,9 @@ _OPTIONS: Mapping[str, Mapping[str, _Make]] = {
         "-o": partial(_interface, outside=True),
         "-p": _protocol,
         "-f": lambda _words, _family: _constant(False),  # a described packet is whole
+        **_TCP,  # by hand, and by iptables before 1.4, written without -m
     },
-    "tcp": {
-        **_L4,
-        "--tcp-flags": _tcp_flags,
-        "--syn": lambda _words, family: _tcp_flags(("FIN,SYN,RST,ACK", "SYN"), family),
-    },
+    "tcp": _TCP,
     "udp": _L4,
     "sctp": {**_L4, "--chunk-types": _chunks},
     "multiport": {
