@@ -245,6 +245,103 @@ class Noise:
         return rng.choice(found)
 
 
+_NFT_MATCHES = (
+    'iifname "ens18"',
+    'iifname != "cni0"',
+    'iifname "ens*"',
+    'iifname { "cni0", "lo" }',
+    "meta l4proto tcp",
+    "meta l4proto { tcp, sctp }",
+    "meta nfproto ipv4",
+    "tcp dport { 80, 31002, 8000-9000 }",
+    "tcp dport != 8080",
+    "tcp sport 32768-50000",
+    "udp dport 53",
+    "th dport 30001",
+    "ip saddr 10.90.0.0/24",
+    "ip6 saddr fd90::/64",
+    "ip daddr != { 10.90.0.1, 10.42.0.0/16 }",
+    "ip6 daddr @own6",
+    "ip saddr @nets",
+    "ip saddr . tcp dport { 10.90.0.7 . 80, 203.0.113.7 . 31002 }",
+    "ct state { established, related }",
+    "ct state new",
+    "ct state != invalid",
+    "ct state invalid,untracked",
+    "ct status dnat",
+    "ct direction original",
+    "ct mark 0x4",
+    "ct original ip daddr 10.90.0.1",
+    "meta l4proto tcp ct original proto-dst 31002",
+    "fib daddr type local",
+    "fib daddr type != { local, broadcast, multicast }",
+    "fib saddr type local",
+    "meta mark & 0xf == 0x4",
+    "meta mark 0x0",
+    "meta mark != 0x8",
+    "tcp flags & (fin|syn|rst|ack) == syn",
+    "tcp flags ack",
+    "icmp type { echo-request, redirect }",
+    "icmpv6 type echo-request",
+)
+_NFT_BASES = (
+    ("early", "type filter hook prerouting priority -310"),
+    ("before", "type filter hook prerouting priority -151"),
+    ("between", "type filter hook prerouting priority -90"),
+    ("within", "type filter hook input priority 10"),
+    ("through", "type filter hook forward priority -5"),
+    ("out", "type filter hook output priority -120"),
+    ("post", "type filter hook postrouting priority 50"),
+    ("bind", "type nat hook prerouting priority {}"),
+)
+
+
+def nft_table(rng: random.Random) -> str:
+    """A native nft table with a few random rules on several hooks, as another program would have."""
+    lines = [
+        "table inet stranger {",
+        "set nets { type ipv4_addr; flags interval; elements = { 203.0.113.0/24, 10.42.0.2 } }",
+        "set own6 { type ipv6_addr; elements = { fd90::1, fd42::1 } }",
+    ]
+    for name in ("x1", "x0"):
+        lines += [f"chain {name} {{", *(_nft_rule(rng, "", name) for _ in range(rng.randint(1, 4))), "}"]
+    for name, hook in _NFT_BASES:
+        if rng.random() < 0.5:
+            policy = rng.choice(["accept", "accept", "accept", "accept", "drop"]) if name != "bind" else "accept"
+            lines.append(f"chain {name} {{ {hook.format(rng.choice([-101, -99]))}; policy {policy};")
+            lines += [*(_nft_rule(rng, name, name) for _ in range(rng.randint(1, 4))), "}"]
+    return "\n".join([*lines, "}\n"])
+
+
+def _nft_rule(rng: random.Random, base: str, name: str) -> str:
+    matches = rng.sample(_NFT_MATCHES, rng.choice([0, 1, 1, 2]))
+    if base == "bind":
+        return rng.choice(["tcp dport 80 dnat ip to 10.42.0.2:8080", "tcp dport 443 redirect to :8081", "return"])
+    found = [
+        "accept",
+        "return",
+        "counter",
+        "drop",
+        "meta mark set 0x4",
+        "meta mark set meta mark | 0x8",
+        "ct mark set 0x4",
+    ]
+    found += ["jump x0", "goto x0", "tcp dport vmap { 80 : drop, 31002 : jump x1, 9000-9999 : return }"] * bool(base)
+    found += ["jump x1"] * (name == "x0")
+    found += ["reject", "reject with icmpx port-unreachable"] * (base in {"within", "through", "out"})
+    found += ["notrack"] * (base == "early")
+    statement = rng.choice(found)
+    # nft refuses what contradicts itself, such as a TCP port of an ICMP packet.
+    families = {
+        word for match in matches for word in ("ip ", "ip6 ", "icmp ", "icmpv6 ", "tcp ", "udp ") if word in match
+    }
+    if len(families | ({"tcp "} if "vmap" in statement else set())) > 1 or (
+        len(matches) > 1 and "l4proto" in str(matches)
+    ):
+        matches = matches[:1] if "vmap" not in statement else []
+    return " ".join((*matches, statement))
+
+
 _FROM = (
     ("client", "ens18", (STRANGER, ALLOWED, CLUSTER_NODE)),
     ("pod1", "cni0", (POD1,)),

@@ -130,7 +130,7 @@ def test_a_set_forks_until_it_can_be_read(node: Node) -> None:
         node.run("iptables -D INPUT 1")
 
 
-def test_another_base_chain_that_is_not_understood_is_named(node: Node) -> None:
+def test_a_rule_of_another_base_chain_that_is_not_understood_forks(node: Node) -> None:
     hook = "type filter hook input priority 10; policy accept"
     node.run(
         ["nft", "-f", "-"],
@@ -138,7 +138,8 @@ def test_another_base_chain_that_is_not_understood_is_named(node: Node) -> None:
     )
     try:
         told = unwrapped(explain(node, 'tcp 203.0.113.9 "->" :22', status=3))
-        assert "unless stopped by what is not understood: nft table inet other, chain guard" in told
+        assert "way 1 of 2, if guard 1: tcp option" in told
+        assert "dropped by guard 1 in nft table inet other, chain guard: tcp option" in told
     finally:
         node.run("nft delete table inet other")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rulesets import Noise, configuration, ours, packets, restore_input, sets
+from rulesets import Noise, configuration, nft_table, ours, packets, restore_input, sets
 
 from lab.node import FAMILIES, TABLES, BackendName, Node, wait_for
 from nodewalld.core.words import Family
@@ -88,6 +88,10 @@ def prepare(node: Node, rng: random.Random) -> str:
         _restore(node, family, backend, restore_input(desired[family]))
         if rng.random() < 0.7:
             _restore(node, family, noisy, Noise(rng, family).text())
+    if rng.random() < 0.5:
+        table = nft_table(rng)
+        node.run(["nft", "-f", "-"], stdin=table)
+        text += f"\n{table}"
     node.sysctl("net.ipv4.conf.all.rp_filter", str(rng.choice([0, 0, 1, 2])))
     node.sysctl("net.ipv4.conf.all.route_localnet", str(rng.choice([0, 0, 1])))
     return f"{stem}\n{text}"

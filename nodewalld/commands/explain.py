@@ -14,9 +14,23 @@ from nodewalld.commands.packet import Described, described
 from nodewalld.commands.render import Paint
 from nodewalld.core.events import printable
 from nodewalld.core.ruletext import bare_words, join
-from nodewalld.core.words import Backend, Family
+from nodewalld.core.words import Family
 from nodewalld.kernel.node import gather
-from nodewalld.walk import EPHEMERAL, Outcome, Packet, Path, Rule, Step, Tracked, Unclear, Verdict, World, judge, notes
+from nodewalld.walk import (
+    EPHEMERAL,
+    PASSES,
+    End,
+    Packet,
+    Path,
+    Rule,
+    Step,
+    Tracked,
+    Unclear,
+    Verdict,
+    World,
+    judge,
+    notes,
+)
 from nodewalld.walk.packet import ICMP, ICMPV6, PROTOCOLS, State, endpoint, spell
 from nodewalld.walk.rules import words_of
 from nodewalld.walk.table import Hit, Supposed
@@ -162,7 +176,7 @@ def _steps(steps: Iterable[Step], paint: Paint) -> Iterator[str]:
 
 
 def _step(step: Step, hits: Iterable[Hit], paint: Paint) -> Iterator[str]:
-    place = f"{step.table} {step.hook} ({step.backend})" if step.table else step.hook
+    place = f"{step.table} {step.hook} ({step.backend})" if step.table else step.place or step.hook
     yield paint(place, "dim")
     if step.text:
         yield from _wrapped(printable(step.text), "  ", "      ")
@@ -221,7 +235,7 @@ def _differing(first: Path, path: Path, paint: Paint) -> Iterator[str]:
     tail = _common(first.steps[same:][::-1], rest[::-1], key=_shape)
     tail = min(tail, len(rest) - 1)
     there = first.steps[same : same + 1]
-    before = there[0].hits if there and there[0].table is rest[0].table else ()
+    before = there[0].hits if there and (there[0].table, there[0].place) == (rest[0].table, rest[0].place) else ()
     yield from _step(rest[0], rest[0].hits[_common(before, rest[0].hits) :], paint)
     yield from _steps(rest[1 : len(rest) - tail], paint)
     if tail:
@@ -229,12 +243,12 @@ def _differing(first: Path, path: Path, paint: Paint) -> Iterator[str]:
 
 
 def _told(step: Step) -> object:
-    return step.hook, step.table, step.backend, step.hits, step.text
+    return step.hook, step.table, step.backend, step.place, step.hits, step.text
 
 
 def _shape(step: Step) -> object:
     """What is the same though addresses differ."""
-    return step.hook, step.table, step.backend, tuple(hit.rule for hit in step.hits), step.state.outside
+    return step.hook, step.table, step.backend, step.place, tuple(hit.rule for hit in step.hits), step.state.outside
 
 
 def _end_line(path: Path, paint: Paint) -> Iterator[str]:
@@ -246,10 +260,14 @@ def _ending(path: Path) -> str:
     end = path.end
     if end is None:
         return "no end"
-    where = f" in {end.table} {end.hook} ({end.backend})" if end.table else ""
+    where = f" in {end.table} {end.hook} ({end.backend})" if end.table else f" in {end.place}" if end.place else ""
     if end.rule is None:
-        by = "" if end.outcome in {Outcome.DELIVERED, Outcome.FORWARDED, Outcome.SENT} else "by " if end.table else ": "
-        text = f"{end.outcome}{' ' if by != ': ' else ''}{by}{end.text}"
+        if end.outcome in PASSES:
+            text = f"{end.outcome} {end.text}"
+        elif end.table or end.place:
+            text = f"{end.outcome} by {end.text}{where if end.place else ''}"
+        else:
+            text = f"{end.outcome}: {end.text}"
     else:
         ours = f"{end.rule.tag}, " if end.rule.tag else ""
         why = f" ({end.text})" if end.text else ""
@@ -300,12 +318,12 @@ def _path(path: Path) -> dict[str, Any]:
     return {
         "outcome": end.outcome if end else None,
         "text": end.text if end else "",
-        "by": {**_place(end.hook, end.table, end.backend), **(_rule(end.rule) if end.rule else {})} if end else None,
+        "by": {**_place(end), **(_rule(end.rule) if end.rule else {})} if end else None,
         "supposed": supposed,
         "doubts": list(path.doubts),
         "steps": [
             {
-                **_place(step.hook, step.table, step.backend),
+                **_place(step),
                 "text": step.text,
                 "rules": [
                     {**_rule(hit.rule), "supposed": hit.supposed, "changes": list(changes(hit.before, hit.after))}
@@ -317,5 +335,7 @@ def _path(path: Path) -> dict[str, Any]:
     }
 
 
-def _place(hook: str, table: object, backend: Backend | None) -> dict[str, Any]:
-    return {"hook": hook, "table": table, "backend": backend}
+def _place(where: Step | End) -> dict[str, Any]:
+    """Table and backend of iptables, or the place of another base chain."""
+    other = {"place": where.place} if where.place else {}
+    return {"hook": where.hook, "table": where.table, "backend": where.backend, **other}

@@ -6,21 +6,33 @@ are an error, a set is unknown, another's chain is an `Unread`. Sets are read wh
 
 import ipaddress
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from nodewalld.core.words import Backend, Family, Table
+from nodewalld.kernel.basechains import base_chains
 from nodewalld.kernel.firewall import FirewallError, tool
 from nodewalld.kernel.process import ProgramError, installed, run
-from nodewalld.walk import IpSet, Kind, PolicyRule, Route, Routes, Ruleset, Unread, World, read, read_sets
+from nodewalld.walk import (
+    BaseChain,
+    IpSet,
+    Kind,
+    PolicyRule,
+    Route,
+    Routes,
+    Ruleset,
+    Unread,
+    World,
+    read,
+    read_sets,
+)
 
 _PATIENCE = 30.0  # seconds for one program; 60,000 rules take iptables-nft-save six
 _INCOMPATIBLE = "is incompatible, use 'nft' tool"
-_HOOKS = {name.lower(): name for name in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")}
-_BEFORE_ALL, _AFTER_ALL = -(1 << 31), (1 << 31) - 1
-_FAMILIES = {Family.IPV4: ("ip", "inet"), Family.IPV6: ("ip6", "inet")}
+_HOOKS = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+_BEFORE_ALL = -(1 << 31)
 _TABLE_NAMES = {"254": "main", "255": "local", "253": "default"}
 _SELECTORS = frozenset(
     {
@@ -91,7 +103,7 @@ def _incompatible(text: str, backend: Backend) -> Iterator[Unread]:
     for line in text.splitlines():
         if _INCOMPATIBLE in line:
             name = line.split("`")[-1].split("'")[0]
-            for hook in Table(name).builtin_chains if name in set(Table) else _HOOKS.values():
+            for hook in Table(name).builtin_chains if name in set(Table) else _HOOKS:
                 yield Unread(f"{backend} table {name}, which iptables can't read", hook, 0)
 
 
@@ -236,36 +248,12 @@ def _switch(path: Path) -> int:
 # --- who else is on the way
 
 
-def _others(family: Family) -> tuple[Unread, ...]:
+def _others(family: Family) -> tuple[Unread | BaseChain, ...]:
     """Base chains that are not iptables', and programs on interfaces."""
-    return (*_base_chains(family), *_interface_programs())
+    return (*base_chains(family), *_interface_programs())
 
 
 def _interface_programs() -> Iterator[Unread]:
     for link in _ip("-d", "link", "show"):
         if link.get("xdp"):
             yield Unread(f"an XDP program on {link['ifname']}", "PREROUTING", _BEFORE_ALL, str(link["ifname"]))
-
-
-def _base_chains(family: Family) -> Iterator[Unread]:
-    if not installed("nft"):
-        return
-    result = run(["nft", "-j", "list", "chains"], timeout=_PATIENCE)
-    if result.status:
-        raise ProgramError(f"nft list chains: {result.stderr.strip()}")
-    chains = [item["chain"] for item in json.loads(result.stdout or "{}").get("nftables", ()) if "chain" in item]
-    yield from _foreign(chains, family)
-
-
-def _foreign(chains: Iterable[Mapping[str, Any]], family: Family) -> Iterator[Unread]:
-    for chain in chains:
-        kind, table, name = chain.get("family"), str(chain.get("table")), str(chain.get("name"))
-        place = f"nft table {kind} {table}, chain {name}"
-        if "hook" not in chain or (table in set(Table) and name in _HOOKS.values() and kind in {"ip", "ip6"}):
-            continue
-        if kind == "netdev":
-            ingress = chain["hook"] == "ingress"
-            hook, priority = ("PREROUTING", _BEFORE_ALL) if ingress else ("POSTROUTING", _AFTER_ALL)
-            yield Unread(place, hook, priority, str(chain.get("dev", "")))
-        elif kind in _FAMILIES[family] and chain["hook"] in _HOOKS:
-            yield Unread(place, _HOOKS[chain["hook"]], int(chain.get("prio", 0)))

@@ -15,7 +15,7 @@ from nodewalld.walk.routes import FOR_THE_NODE, REFUSED, Kind, Route, Unclear
 from nodewalld.walk.table import Supposed, Walker, Way
 from nodewalld.walk.targets import Fate
 from nodewalld.walk.verdict import End, Outcome, Path, Step, Verdict
-from nodewalld.walk.world import Unread, World, is_link_local, is_loopback, is_multicast
+from nodewalld.walk.world import BaseChain, Unread, World, is_link_local, is_loopback, is_multicast
 
 ROUTING = "routing"
 _MANY = 64  # ways; from here on what was supposed is forgotten, so that more of them meet
@@ -94,21 +94,43 @@ class _Journey:
         others = sorted((o for o in self.world.others if o.hook == hook), key=lambda other: other.priority)
         for station in stations(hook):
             while others and others[0].priority < station.priority:
-                current = self._doubt(current, others.pop(0))
+                current = self._other(current, others.pop(0))
             if station.table is None:
                 current = _each(current, self._tracked)
             else:
                 current = _merged(_each(current, partial(self._table, hook=hook, table=station.table)))
         for other in others:
-            current = self._doubt(current, other)
-        return current
+            current = self._other(current, other)
+        return [path if path.end else replace(path, state=_fixed(path.state, hook)) for path in current]
 
-    @staticmethod
-    def _doubt(paths: Iterable[Path], other: Unread) -> list[Path]:
+    def _other(self, paths: Iterable[Path], other: Unread | BaseChain) -> list[Path]:
+        """A base chain that isn't iptables', or something that can't be read."""
+        if isinstance(other, BaseChain):
+            return _merged(_each(paths, partial(self._through_base, other=other)))
+
         def concerned(path: Path) -> bool:
             return not path.end and other.interface in {"", path.state.inside, path.state.outside}
 
         return [replace(path, doubts=(*path.doubts, other.place)) if concerned(path) else path for path in paths]
+
+    def _through_base(self, path: Path, other: BaseChain) -> Iterator[Path]:
+        state = path.state
+        if other.nat:
+            if not _nat_asked(state, other.hook):
+                yield path
+                return
+            state = replace(state, tracked=Tracked.NEW)
+        binds = other.hook in {PREROUTING, OUTPUT}
+        for way in self.walker.through(state, other.chains, other.base, binds_destination=binds):
+            after = replace(way.state, tracked=path.state.tracked) if other.nat else way.state
+            steps = path.steps
+            if way.hits or way.fate is not Fate.ACCEPT:
+                steps = (*steps, Step(other.hook, after, hits=way.hits, place=other.place))
+            end = None
+            if way.fate is not Fate.ACCEPT:
+                text = way.why or ("" if way.rule else "its policy")
+                end = End(_ENDS[way.fate], text, other.hook, rule=way.rule, place=other.place)
+            yield replace(path, state=after, steps=steps, supposed=(*path.supposed, *way.supposed), end=end)
 
     def _tracked(self, path: Path) -> Iterator[Path]:
         """Conntrack looks once; over lo it has seen the packet already."""
@@ -136,8 +158,6 @@ class _Journey:
         paths = [path]
         for backend in backends:
             paths = _each(paths, partial(self._walk, hook=hook, table=table, backend=backend))
-        if table is Table.NAT:
-            paths = [replace(each, state=_fixed(each.state, hook)) for each in paths]
         return paths
 
     @staticmethod
@@ -311,7 +331,9 @@ def _bound(state: State, hook: str) -> bool:
 
 
 def _fixed(state: State, hook: str) -> State:
-    """A flow is bound once, also when no rule has bound it."""
+    """A flow is bound once, also when no rule has bound it; FORWARD has no nat."""
+    if hook == FORWARD:
+        return state
     if hook in {PREROUTING, OUTPUT}:
         return replace(state, bound_destination=True)
     return replace(state, bound_source=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from nodewalld.core.words import Backend, Table
 from nodewalld.walk.matches import Condition, conditions, unmet
+from nodewalld.walk.nft import NftRule
 from nodewalld.walk.packet import State
 from nodewalld.walk.rules import Chain, Rule
 from nodewalld.walk.targets import ENDS, HANDED_OVER, MARKS, NOTHING_SEEN, REWRITES, Fate, marked, rewritten
@@ -79,14 +80,18 @@ class Walker:
         chains = self.world.rules[backend].tables.get(table, {})
         if base not in chains:
             return (Way(state, Fate.ACCEPT, None),)
-        return tuple(
-            _Walk(self, chains, nat=table is Table.NAT, binds_destination=base in {"PREROUTING", "OUTPUT"}).ways(
-                state, chains[base]
-            )
-        )
+        return self.through(state, chains, base, binds_destination=base in {"PREROUTING", "OUTPUT"})
+
+    def through(
+        self, state: State, chains: Mapping[str, Chain], base: str, *, binds_destination: bool
+    ) -> tuple[Way, ...]:
+        """Every way of a packet through a base chain with the chains of its table."""
+        return tuple(_Walk(self, chains, binds_destination).ways(state, chains[base]))
 
     def conditions(self, rule: Rule) -> tuple[Condition, ...]:
         """What must hold for a rule to match."""
+        if isinstance(rule, NftRule):
+            return rule.conditions
         known = self._conditions.get(id(rule))
         if known is None:
             known = self._conditions[id(rule)] = (rule, conditions(rule.parsed, self.world.family))
@@ -97,7 +102,6 @@ class Walker:
 class _Walk:
     walker: Walker
     chains: Mapping[str, Chain]
-    nat: bool
     binds_destination: bool
     _forks: int = 0
     _seen: set[Hashable] = field(default_factory=set)

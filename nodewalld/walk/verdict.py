@@ -29,7 +29,10 @@ STOPS = frozenset({Outcome.DROPPED, Outcome.REJECTED})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One table, or one decision of the kernel (`table` None, told by `text`), that a packet passed."""
+    """One table, or one decision of the kernel, that a packet passed.
+
+    `place` names a base chain that isn't iptables'; without table and place it is the kernel's, told by `text`.
+    """
 
     hook: str
     state: State
@@ -38,6 +41,7 @@ class Step:
     table: Table | None = None
     hits: tuple[Hit, ...] = ()
     text: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class End:
     backend: Backend | None = None
     table: Table | None = None
     rule: Rule | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from nodewalld.core.words import Backend, Family
 from nodewalld.walk.ipsets import IpSet
 from nodewalld.walk.packet import State
 from nodewalld.walk.routes import Kind, Route, Routes
-from nodewalld.walk.rules import Ruleset
+from nodewalld.walk.rules import Chain, Ruleset
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,18 @@ class Unread:
     hook: str
     priority: int
     interface: str = ""
+
+
+@dataclass(frozen=True)
+class BaseChain:
+    """One base chain that isn't iptables', with the chains of its table; `nat` for those that may bind a flow."""
+
+    place: str
+    hook: str
+    priority: int
+    base: str
+    chains: Mapping[str, Chain]
+    nat: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class World:
     reverse_path: Mapping[str, int] = field(default_factory=dict)
     localnet: frozenset[str] = frozenset()
     groups: Mapping[str, frozenset[int]] | None = None
-    others: Sequence[Unread] = ()
+    others: Sequence[Unread | BaseChain] = ()
 
     def kind_of(self, address: int, device: str = "") -> Kind | None:
         """What an address is to this node: see Routes.kind_of; multicast goes by its address."""
