@@ -315,6 +315,8 @@ def nft_table(rng: random.Random) -> str:
 
 def _nft_rule(rng: random.Random, base: str, name: str) -> str:
     matches = rng.sample(_NFT_MATCHES, rng.choice([0, 1, 1, 2]))
+    if base in {"before", "between"} and rng.random() < 0.2:
+        matches = [rng.choice(["fib saddr . mark . iif oif missing", "fib saddr . iif oif exists"])]
     if base == "bind":
         return rng.choice(["tcp dport 80 dnat ip to 10.42.0.2:8080", "tcp dport 443 redirect to :8081", "return"])
     found = [
@@ -332,13 +334,11 @@ def _nft_rule(rng: random.Random, base: str, name: str) -> str:
     found += ["notrack"] * (base == "early")
     statement = rng.choice(found)
     # nft refuses what contradicts itself, such as a TCP port of an ICMP packet.
-    families = {
-        word for match in matches for word in ("ip ", "ip6 ", "icmp ", "icmpv6 ", "tcp ", "udp ") if word in match
-    }
-    if len(families | ({"tcp "} if "vmap" in statement else set())) > 1 or (
-        len(matches) > 1 and "l4proto" in str(matches)
-    ):
-        matches = matches[:1] if "vmap" not in statement else []
+    kinds = {word for match in matches for word in ("ip ", "ip6 ", "icmp ", "icmpv6 ", "tcp ", "udp ") if word in match}
+    if "vmap" in statement:
+        matches = []
+    elif len(kinds) > 1 or "l4proto" in str(matches):
+        matches = matches[:1]
     return " ".join((*matches, statement))
 
 

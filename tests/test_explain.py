@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from rulesets import ours, restore_input, services
+from stacks import build
 
 from lab.node import FAMILIES, Node
 from nodewalld.commands import ctl
@@ -128,6 +129,14 @@ def test_a_set_forks_until_it_can_be_read(node: Node) -> None:
         explain(node, 'tcp 198.51.100.2 "->" 10.90.0.1:22', status=0)
     finally:
         node.run("iptables -D INPUT 1")
+
+
+def test_kube_proxy_in_nftables_mode_is_walked_too(laboratory: None) -> None:
+    with build("nftables", "nft") as other:
+        other.run("iptables -I INPUT -p tcp --dport 31002 -j DROP")
+        told = unwrapped(explain(other, 'tcp 203.0.113.9 "->" 10.90.0.1:31002', status=0))
+    assert "A DROP in filter INPUT (INPUT 1: -p tcp -m tcp --dport 31002 -j DROP) can't see this packet: " in told
+    assert "has rewritten it to 10.42.0.2:8080 in nft table ip kube-proxy, chain nat-prerouting (or " in told
 
 
 def test_a_rule_of_another_base_chain_that_is_not_understood_forks(node: Node) -> None:

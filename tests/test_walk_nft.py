@@ -68,7 +68,9 @@ def passes(*rules: Sequence[Any], port: int = 80, **more: Any) -> bool | None:
         ("==", {"ct": {"key": "proto-dst", "dir": "original"}}, 80, True),
         ("==", {"fib": {"result": "type", "flags": ["daddr"]}}, {"range": ["local", "multicast"]}, True),
         ("==", {"fib": {"result": "type", "flags": ["saddr"]}}, "local", False),
-        ("==", {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False, None),
+        ("==", {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}, False, False),
+        ("==", {"fib": {"result": "oif", "flags": ["saddr"]}}, True, True),
+        ("==", {"fib": {"result": "oif", "flags": ["daddr", "oif"]}}, False, None),
         ("==", {"&": [{"meta": {"key": "mark"}}, 0xF]}, 0, True),
         ("in", {"payload": {"protocol": "tcp", "field": "flags"}}, "syn", True),
         ("==", {"meta": {"key": "skuid"}}, 0, None),
@@ -95,6 +97,13 @@ def test_verdicts_maps_and_policies() -> None:
     assert (
         passes([IFACE, {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 1}}, {"drop": None}]) is None
     )  # two deeds
+
+
+def test_a_lot_falls_on_one_of_all() -> None:
+    lot = {"numgen": {"mode": "random", "mod": 2, "offset": 0}}
+    both = [[0, {"drop": None}], [1, {"jump": {"target": "other"}}]]
+    assert passes([{"vmap": {"key": lot, "data": {"set": both}}}]) is False
+    assert passes([{"vmap": {"key": lot, "data": {"set": both[:1]}}}]) is None
 
 
 def test_an_accept_overrules_no_other_chain() -> None:

@@ -31,9 +31,11 @@ from nodewalld.walk import (
     judge,
     notes,
 )
+from nodewalld.walk.nft import NftRule
 from nodewalld.walk.packet import ICMP, ICMPV6, PROTOCOLS, State, endpoint, spell
 from nodewalld.walk.rules import words_of
 from nodewalld.walk.table import Hit, Supposed
+from nodewalld.walk.targets import NOTHING_SEEN
 
 T = TypeVar("T")
 _WIDTH = 80
@@ -187,7 +189,7 @@ def _step(step: Step, hits: Iterable[Hit], paint: Paint) -> Iterator[str]:
 def _hit(hit: Hit, paint: Paint) -> Iterator[str]:
     rule = hit.rule
     entry = f" [{rule.tag}]" if rule.tag else ""
-    maybe = "may match: " if hit.supposed and hit.before == hit.after and not rule.target.isupper() else ""
+    maybe = "may match: " if hit.supposed and (not rule.target or rule.target in NOTHING_SEEN) else ""
     text = f"{rule.chain} {rule.number}{printable(entry)}: {maybe}{_bare(rule)}"
     for number, line in enumerate(_wrapped(text, "  ", "      ")):
         yield paint(line, "bold") if entry and not number else line
@@ -197,7 +199,8 @@ def _hit(hit: Hit, paint: Paint) -> Iterator[str]:
 
 def _bare(rule: Rule) -> str:
     """The rule without its comments, which are the longest part of kube-proxy's."""
-    return printable(join(bare_words(words_of(rule.text)))) or "(counts)"
+    text = rule.text if isinstance(rule, NftRule) else join(bare_words(words_of(rule.text)))
+    return printable(text) or "(counts)"
 
 
 def changes(before: State, after: State) -> Iterator[str]:

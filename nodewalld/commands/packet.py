@@ -43,7 +43,7 @@ class Described:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words that describe one packet."""
-    parser.add_argument("protocol", metavar="PROTOCOL", choices=_PROTOCOLS, help="tcp, udp, sctp or icmp")
+    parser.add_argument("protocol", metavar="PROTOCOL", choices=_PROTOCOLS, help="the protocol: tcp, udp, sctp or icmp")
     text = "whence: ADDRESS, or ADDRESS:PORT ([ADDRESS]:PORT for IPv6); not needed with --from-node"
     parser.add_argument("source", metavar="SOURCE", nargs="?", type=endpoint, help=text)
     text = 'whither: ADDRESS:PORT, or :PORT for this node (quote the arrow: "->")'

@@ -7,7 +7,7 @@ told as it was printed. A rule that does more than one thing to a packet is not 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ _ENTRY = re.compile(r"ipv[46]-(?:refuse-)?(?:(?<=refuse-)(port|zone)|(?<!refuse-
 _NO_EFFECT = frozenset({"counter", "log", "comment"})
 _VERDICTS = {"accept": "ACCEPT", "drop": "DROP", "reject": "REJECT", "return": "RETURN", "queue": "NFQUEUE"}
 _REWRITES = {"dnat": "--to-destination", "snat": "--to-source", "redirect": "--to-ports", "masquerade": "--to-ports"}
+_DRAWN = frozenset({"numgen", "jhash", "symhash"})
 _HOOKS = {name.lower(): name for name in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")}
 
 _NOTHING, _SOMETHING = (Parsed((), target, goto=False, options=()) for target in ("", "?"))
@@ -142,8 +143,13 @@ class _Table:
     ) -> Iterable[NftRule]:
         data = vmap["data"]
         elements = self.sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
-        for key, verdict in elements:
+        drawn = next(iter(vmap["key"].values())) if next(iter(vmap["key"]), "") in _DRAWN else {}
+        for index, (key, verdict) in enumerate(elements, 1):
             more = self._condition({"op": "==", "left": vmap["key"], "right": key})
+            if drawn:
+                # By lot or by hash, one of them it is: the last, if none of the others.
+                certain = index == len(elements) == drawn.get("mod")
+                more = replace(more, judge=_certain if certain else undecided)
             deed = _deed(verdict) or _SOMETHING
             text = " ".join((*(c.spelled for c in conditions), more.spelled, ":", render(verdict)))
             yield NftRule(chain, number, text, (*conditions, more), deed, entry)
@@ -159,6 +165,10 @@ class _Table:
 
         # A rule whose expression has no value for a packet does not match it, negated or not: so it is no negation.
         return Condition(render({"match": match}), judge)
+
+
+def _certain(_state: State, _world: World) -> bool:
+    return True
 
 
 def _deed(statement: Json) -> Parsed | None:
@@ -250,10 +260,10 @@ def _render_payload(content: Json) -> str:
 
 def _render_nat(kind: str) -> Any:
     def render_it(content: Json | None) -> str:
-        if not content:
-            return kind
-        port = f":{render(content['port'])}" if "port" in content else ""
-        return f"{kind} to {render(content.get('addr'))}{port}"
+        to = render((content or {}).get("addr")) + (
+            f":{render(content['port'])}" if content and "port" in content else ""
+        )
+        return f"{kind} to {to}" if to else kind
 
     return render_it
 
@@ -268,6 +278,8 @@ _RENDERED: Mapping[str, Any] = {
     "range": lambda content: f"{render(content[0])}-{render(content[1])}",
     "set": lambda content: render(content if isinstance(content, list) else [content]),
     "concat": lambda content: " . ".join(render(each) for each in content),
+    "numgen": lambda content: f"numgen {content.get('mode')} mod {content.get('mod')}",
+    "^": lambda content: f"{render(content[0])} ^ {render(content[1])}",
     "&": lambda content: f"{render(content[0])} & {render(content[1])}",
     "|": lambda content: f"{render(content[0])} | {render(content[1])}",
     "jump": lambda content: f"jump {content['target']}",

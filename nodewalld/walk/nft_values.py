@@ -13,7 +13,7 @@ from typing import Any
 from nodewalld.core.words import Family
 from nodewalld.walk.packet import ICMP, ICMPV6, SCTP, TCP, UDP, State, Tracked
 from nodewalld.walk.reading import protocol_number, within
-from nodewalld.walk.routes import Kind
+from nodewalld.walk.routes import Kind, Unclear
 from nodewalld.walk.world import World, is_multicast
 
 
@@ -229,8 +229,10 @@ def _of(read: Read | None, there: Callable[[State], bool]) -> Read | None:
 
 
 def _fib(content: Mapping[str, Any]) -> Read | None:
-    """`fib daddr type` and `fib saddr type`, of the node as a whole."""
+    """`fib daddr type` and `fib saddr type`, of the node as a whole; `fib saddr oif exists`, or missing."""
     flags = content.get("flags")
+    if content.get("result") == "oif" and isinstance(flags, list) and "saddr" in flags:
+        return _way_back(frozenset(flags))
     if content.get("result") != "type" or flags not in (["daddr"], ["saddr"]):
         return None
 
@@ -242,6 +244,23 @@ def _fib(content: Mapping[str, Any]) -> Read | None:
             known = {Kind.LOCAL, Kind.ANYCAST, Kind.BLACKHOLE, Kind.PROHIBIT, Kind.UNREACHABLE}
             return _one(_KINDS[kind if kind in known else "unicast"])
         return _one(_KINDS[world.kind_of(address) or "unicast"])
+
+    return read
+
+
+def _way_back(flags: frozenset[str]) -> Read | None:
+    """Whether there is a way back to the source, with `iif` by the interface that the packet came by (nft_fib)."""
+    if flags - {"saddr", "mark", "iif"}:
+        return None
+
+    def read(state: State, world: World) -> Value:
+        if state.inside == "lo" or state.source == 0:
+            return frozenset({str(True)})
+        try:
+            mark = state.mark if "mark" in flags else 0
+            return frozenset({str(world.reverse_path_holds(state, mark=mark, loose="iif" not in flags))})
+        except Unclear:
+            return None
 
     return read
 

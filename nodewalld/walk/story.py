@@ -31,7 +31,7 @@ def notes(verdict: Verdict, world: World) -> tuple[str, ...]:
 
 def _rewritings(path: Path) -> Iterator[tuple[Step, Hit]]:
     for step in path.steps:
-        for hit in step.hits if step.table is Table.NAT else ():
+        for hit in step.hits:
             if hit.before.flow[1::2] != hit.after.flow[1::2]:
                 yield step, hit
 
@@ -39,7 +39,8 @@ def _rewritings(path: Path) -> Iterator[tuple[Step, Hit]]:
 def _why(causes: Sequence[tuple[Step, Hit]]) -> str:
     """Who rewrote it to what; more than a few ways are counted."""
     texts = list(dict.fromkeys(f"{hit.rule.chain} {{}}to {_where(hit.after)}" for _, hit in causes))
-    first = texts[0].format("has rewritten it ") + f" in nat {causes[0][0].hook}"
+    step = causes[0][0]
+    first = texts[0].format("has rewritten it ") + f" in {step.place or f'{step.table} {step.hook}'}"
     others = [text.format("") for text in texts[1:_FEW]]
     if len(texts) > _FEW:
         others.append(f"{len(texts) - _FEW} more")
