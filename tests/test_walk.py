@@ -4,7 +4,7 @@ import pytest
 from worlds import CAPTURES, packet, world
 
 from nodewalld.core.words import Backend, Family
-from nodewalld.walk import ICMP, UDP, Outcome, Unread, Verdict, judge, read, read_sets
+from nodewalld.walk import ICMP, UDP, Outcome, Tracked, Unread, Verdict, judge, read, read_sets
 
 SEED = "-A INPUT -p tcp -m tcp --dport 31002 -j DROP\n"
 KUBE = (CAPTURES / "kp126-nft-3svc.v4.save").read_text()
@@ -50,9 +50,10 @@ def test_where_the_order_of_the_backends_matters_both_are_possible() -> None:
     rules = {Backend.NFT: read(nat.format("10.42.0.2:80")), Backend.LEGACY: read(nat.format("10.42.0.3:80"))}
     verdict = judge(packet("203.0.113.9", "10.90.0.1", 80), world("", rules=rules))
     assert verdict.passes
-    assert {supposed.text for path in verdict.paths for supposed in path.supposed} == {
-        "the kernel asks nft first",
-        "the kernel asks legacy first",
+    ends = {path.supposed[0].text: path.end.text for path in verdict.paths if path.end}
+    assert ends == {
+        "the kernel asks nft first": "to 10.42.0.2:80 by cni0",
+        "the kernel asks legacy first": "to 10.42.0.3:80 by cni0",
     }
 
 
@@ -227,6 +228,25 @@ def test_routing_refuses_what_the_kernel_refuses() -> None:
     strict = {"eth1": 1}
     assert judge(packet("203.0.113.9", "10.90.0.1", 80, inside="eth1"), world("", reverse_path=strict)).passes is False
     assert judge(packet("198.51.100.2", "10.90.0.1", 80, inside="eth1"), world("", reverse_path=strict)).passes
+
+
+def test_an_established_flow_goes_where_its_first_packet_would_go_today() -> None:
+    text = KUBE.replace("*filter\n", "*filter\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j DROP\n")
+    verdict = asked(text, "203.0.113.9", "10.90.0.1", 31002, tracked=Tracked.ESTABLISHED)
+    assert verdict.passes is False
+    assert [rule.number for rule in verdict.deciders] == [1]
+    assert {path.state.destination_ports for path in verdict.paths} == {(8080, 8080)}
+
+
+def test_a_return_in_a_built_in_chain_is_its_policy() -> None:
+    assert asked(filtered("-j RETURN", "-j ACCEPT", policy="DROP"), "203.0.113.9", "10.90.0.1", 80).passes is False
+
+
+def test_what_is_bound_without_a_change_is_not_dnat() -> None:
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j DNAT --to-destination 10.90.0.1:{}\nCOMMIT\n"
+    text = filtered("-m conntrack --ctstate DNAT -j DROP")
+    assert asked(nat.format(80) + text, "203.0.113.9", "10.90.0.1", 80).passes
+    assert asked(nat.format(81) + text, "203.0.113.9", "10.90.0.1", 80).passes is False
 
 
 def test_icmp_that_begins_nothing_is_invalid() -> None:

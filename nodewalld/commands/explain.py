@@ -255,6 +255,8 @@ def _shape(step: Step) -> object:
 
 
 def _end_line(path: Path, paint: Paint) -> Iterator[str]:
+    if path.alike:
+        yield f"({path.alike} more, under other conditions, came to the same on the way)"
     for line in _wrapped(f"=> {_ending(path)}", "", "     "):
         yield paint(line, _COLOURS[path.passes])
 
@@ -324,6 +326,7 @@ def _path(path: Path) -> dict[str, Any]:
         "by": {**_place(end), **(_rule(end.rule) if end.rule else {})} if end else None,
         "supposed": supposed,
         "doubts": list(path.doubts),
+        "alike": path.alike,
         "steps": [
             {
                 **_place(step),

@@ -3,12 +3,13 @@
 Law: a note only says what the walk has shown, or what it shows for the packet as it was dialled.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from nodewalld.core.words import Table
 from nodewalld.walk.hooks import FORWARD, INPUT, OUTPUT
 from nodewalld.walk.packet import State, Tracked, endpoint
+from nodewalld.walk.rules import Rule
 from nodewalld.walk.table import Hit, Walker
 from nodewalld.walk.targets import Fate
 from nodewalld.walk.verdict import Path, Step, Verdict
@@ -21,10 +22,16 @@ _REFUSALS = frozenset({Fate.DROP, Fate.REJECT})
 def notes(verdict: Verdict, world: World) -> tuple[str, ...]:
     """Sentences about a packet that gets through though it was to be refused: which rule can't see it, and why."""
     found: dict[str, list[tuple[Step, Hit]]] = {}
+    seen: set[Hashable] = set()
+    blind = _Blind(verdict, world)
     for path in verdict.paths:
         rewritten = next(_rewritings(path), None)
-        if rewritten and path.passes is not False:
-            for subject in _blind(path, rewritten, verdict, world):
+        if not rewritten or path.passes is False:
+            continue
+        key = (rewritten[1].rule, rewritten[1].after.flow, path.state.outside)
+        if key not in seen:
+            seen.add(key)
+            for subject in blind.subjects(path, rewritten[1]):
                 found.setdefault(subject, []).append(rewritten)
     return tuple(f"{subject} can't see this packet: {_why(causes)}." for subject, causes in found.items())
 
@@ -52,26 +59,45 @@ def _where(state: State) -> str:
     return endpoint(state.destination, ports, state.family, with_ports=ports != (0, 0))
 
 
-def _blind(path: Path, rewritten: tuple[Step, Hit], verdict: Verdict, world: World) -> Iterator[str]:
-    """Refusals of filter that would stop the packet as it was dialled, or the chain that it never comes to."""
-    _, hit = rewritten
-    passed = {each.hook for each in path.steps}
-    of_node = verdict.packet.from_node
-    hooks = [OUTPUT] if of_node else [INPUT, FORWARD] if path.state.outside else [INPUT]
-    told = False
-    for hook in hooks:
-        dialled = replace(
+@dataclass
+class _Blind:
+    """Looks for refusals of filter that would stop a packet as it was dialled; each question is asked once."""
+
+    verdict: Verdict
+    world: World
+    _asked: dict[tuple[str, State], tuple[Rule, ...]] = field(default_factory=dict)
+
+    def subjects(self, path: Path, hit: Hit) -> Iterator[str]:
+        """The refusals that can't see the packet, or else the chain that it never comes to."""
+        of_node = self.verdict.packet.from_node
+        told = False
+        for hook in (OUTPUT,) if of_node else (INPUT, FORWARD) if path.state.outside else (INPUT,):
+            for rule in self._refusals(hook, self._dialled(path, hit, hook)):
+                told = True
+                yield f"A {rule.target} in filter {hook} ({rule.chain} {rule.number}: {rule.text})"
+        if not told and path.state.outside and not of_node and all(step.hook != INPUT for step in path.steps):
+            yield "A rule in filter INPUT"
+
+    def _dialled(self, path: Path, hit: Hit, hook: str) -> State:
+        """The packet at a hook, as if nobody had rewritten it."""
+        packet = self.verdict.packet
+        outside = "" if hook == INPUT else path.state.outside
+        return replace(
             hit.before,
             tracked=Tracked.NEW,
             mark=hit.after.mark,
-            inside="" if hook == OUTPUT else verdict.packet.inside,
-            outside=hit.before.outside if of_node else "" if hook == INPUT else path.state.outside,
+            assumed=frozenset(),
+            inside="" if packet.from_node else packet.inside,
+            outside=hit.before.outside if packet.from_node else outside,
         )
-        for backend in world.rules:
-            for way in Walker(world).walk(dialled, backend, Table.FILTER, hook):
-                if way.fate in _REFUSALS and way.rule and way.rule not in verdict.deciders:
-                    told = True
-                    where = f"{way.rule.chain} {way.rule.number}: {way.rule.text}"
-                    yield f"A {way.rule.target} in filter {hook} ({where})"
-    if not told and INPUT not in passed and not of_node and path.state.outside:
-        yield "A rule in filter INPUT"
+
+    def _refusals(self, hook: str, dialled: State) -> tuple[Rule, ...]:
+        if (hook, dialled) not in self._asked:
+            ways = (
+                way
+                for backend in self.world.rules
+                for way in Walker(self.world).walk(dialled, backend, Table.FILTER, hook)
+            )
+            rules = (way.rule for way in ways if way.fate in _REFUSALS and way.rule)
+            self._asked[hook, dialled] = tuple(dict.fromkeys(r for r in rules if r not in self.verdict.deciders))
+        return self._asked[hook, dialled]
