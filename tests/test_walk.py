@@ -1,10 +1,11 @@
 """Walking a packet as a value through rules as text: what decides, what forks, and what can't be told."""
 
 import pytest
+from test_specs import TEXTS
 from worlds import CAPTURES, packet, world
 
 from nodewalld.core.words import Backend, Family
-from nodewalld.walk import ICMP, UDP, Outcome, Tracked, Unread, Verdict, judge, read, read_sets
+from nodewalld.walk import ICMP, ICMPV6, UDP, Outcome, Tracked, Unread, Verdict, judge, read, read_sets
 
 SEED = "-A INPUT -p tcp -m tcp --dport 31002 -j DROP\n"
 KUBE = (CAPTURES / "kp126-nft-3svc.v4.save").read_text()
@@ -82,6 +83,7 @@ def test_where_the_order_of_the_backends_matters_both_are_possible() -> None:
         ("-m conntrack --ctstate DNAT -j DROP", True),
         ("-m conntrack --ctdir REPLY -j DROP", True),
         ("-p tcp -m conntrack --ctorigdstport 80 -j DROP", False),
+        ("-p tcp -m conntrack --ctorigdstport :79 -j DROP", True),
         ("-m addrtype --dst-type LOCAL -j DROP", False),
         ("-m addrtype ! --dst-type LOCAL,BROADCAST -j DROP", True),
         ("-m addrtype --src-type UNICAST -j DROP", False),
@@ -193,6 +195,27 @@ def test_marks_travel_and_routing_hears_of_them() -> None:
     text = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MARK --set-xmark 0x10/0xff\nCOMMIT\n"
     text += filtered("-m mark --mark 0x10/0xff -j DROP")
     assert asked(text, "203.0.113.9", "10.90.0.1", 80, mark=0x105).passes is False
+
+
+def test_xmark_turns_bits_over() -> None:
+    """As in kube-proxy's KUBE-POSTROUTING, which takes its mark away by --set-xmark 0x4000/0x0."""
+    text = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MARK --set-xmark 0x4000/0x0\nCOMMIT\n"
+    text += filtered("-m mark --mark 0x4000/0x4000 -j DROP")
+    assert asked(text, "203.0.113.9", "10.90.0.1", 80, mark=0x4001).passes
+    assert asked(text, "203.0.113.9", "10.90.0.1", 80, mark=0x1).passes is False
+
+
+@pytest.mark.parametrize("family", Family)
+def test_no_rule_text_is_too_strange_to_be_walked(family: Family) -> None:
+    source, to = ("203.0.113.9", "10.90.0.1") if family is Family.IPV4 else ("2001:db8::9", "fd90::1")
+    icmp = {"icmp": (8, 0), "protocol": ICMP} if family is Family.IPV4 else {"icmp": (128, 0), "protocol": ICMPV6}
+    assert len(TEXTS) > 80
+    for text in TEXTS:
+        rules = "".join(
+            f"*{table}\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {text.rule}\nCOMMIT\n" for table in ("mangle", "nat")
+        )
+        for more in ({"port": 80}, {"port": 80, "protocol": UDP}, icmp):
+            judge(packet(source, to, **more), world(rules, family=family))  # type: ignore[arg-type]
 
 
 def test_untracked_packets_have_no_flow() -> None:

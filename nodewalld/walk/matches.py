@@ -12,8 +12,8 @@ from functools import partial
 from nodewalld.core.words import Family
 from nodewalld.walk.matches_flow import conntrack
 from nodewalld.walk.matches_node import addrtype, owner, packet_type, reverse_path, sets
-from nodewalld.walk.packet import Ports, State, Tracked
-from nodewalld.walk.reading import Judge, address_range, masked, network, protocol_number, within
+from nodewalld.walk.packet import State, Tracked
+from nodewalld.walk.reading import Judge, address_range, masked, network, port_range, protocol_number, within
 from nodewalld.walk.rules import Option, Parsed
 from nodewalld.walk.world import World
 
@@ -77,7 +77,11 @@ def _whole(module: str, options: Sequence[Option], family: Family) -> Condition:
     if negated:
         options = [replace(options[0], negated=False)]
     text = " ".join(("-m", module, *(("! " if o.negated else "") + o.text for o in options)))
-    return Condition(text, _WHOLE[module](options, family), negated)
+    try:
+        judge = _WHOLE[module](options, family)
+    except (ValueError, IndexError):
+        judge = undecided
+    return Condition(text, judge, negated)
 
 
 def _unknown(module: str, options: Sequence[Option]) -> Iterator[Condition]:
@@ -122,20 +126,15 @@ def _protocol(words: Sequence[str], _family: Family) -> Judge:
     return lambda state, _world: not number or state.protocol == number
 
 
-def _range(text: str) -> Ports:
-    first, colon, last = text.partition(":")
-    return (int(first or 0), int(last or 65535) if colon else int(first))
-
-
 def _port(words: Sequence[str], _family: Family, *, side: str) -> Judge:
-    first, last = _range(words[0])
+    first, last = port_range(words[0])
     if side == "source":
         return lambda state, _world: within(state.source_ports, first, last)
     return lambda state, _world: within(state.destination_ports, first, last)
 
 
 def _ports(words: Sequence[str], _family: Family, *, sides: Sequence[str]) -> Judge:
-    ranges = [_range(text) for text in words[0].split(",")]
+    ranges = [port_range(text) for text in words[0].split(",")]
 
     def judge(state: State, _world: World) -> bool | None:
         answers = [

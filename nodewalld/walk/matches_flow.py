@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nodewalld.core.words import Family
 from nodewalld.walk.packet import Ports, State, Tracked
-from nodewalld.walk.reading import Judge, network, protocol_number, within
+from nodewalld.walk.reading import Judge, network, port_range, protocol_number, within
 from nodewalld.walk.rules import Option
 from nodewalld.walk.world import World
 
@@ -84,8 +84,7 @@ def _in_network(address: int, word: str, family: Family) -> bool | None:
 
 
 def _in_ports(ports: Ports, word: str) -> bool | None:
-    first, _, last = word.partition(":")
-    return within(ports, int(first), int(last or first))
+    return within(ports, *port_range(word))
 
 
 def _in_status(state: State, names: set[str]) -> bool | None:

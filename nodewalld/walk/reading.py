@@ -63,6 +63,12 @@ def masked(text: str) -> tuple[int, int]:
     return int(value, 0), int(mask, 0) if slash else 0xFFFFFFFF
 
 
+def port_range(text: str) -> Ports:
+    """FIRST:LAST, of which either may be left out, or one port. Raises ValueError."""
+    first, colon, last = text.partition(":")
+    return int(first or 0), int(last or 65535) if colon else int(first)
+
+
 def within(ports: Ports, first: int, last: int) -> bool | None:
     """Whether a port is in a range; None when it may be."""
     if first <= ports[0] and ports[1] <= last:
