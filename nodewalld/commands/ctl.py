@@ -252,9 +252,9 @@ COMMANDS = {
     "explain": _Command(
         _explain,
         "walk one described packet through the live rules: what becomes of it, and which rule decides",
-        "Rules of both backends are walked as the kernel would, with sets, routes and DNAT on the way. What can't be\n"
-        "known forks the way. Sends nothing and changes nothing. Exit status: 0 it gets through, 3 it does not, or\n"
-        "that can't be told, 1 error.",
+        "Rules of both backends are walked as the kernel would, with sets, routes and DNAT on the way.\n"
+        "What can't be known forks the way. Sends nothing and changes nothing.\n"
+        "Exit status: 0 it gets through, 3 it does not, or that can't be told, 1 error.",
         (
             'nodewallctl explain tcp 203.0.113.9 "->" :31002 --in ens18',
             'nodewallctl explain tcp 203.0.113.9:40000 "->" 192.0.2.1:443 --state established',

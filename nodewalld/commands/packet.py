@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words that describe one packet."""
     parser.add_argument("protocol", metavar="PROTOCOL", choices=_PROTOCOLS, help="the protocol: tcp, udp, sctp or icmp")
     text = "whence: ADDRESS, or ADDRESS:PORT ([ADDRESS]:PORT for IPv6); not needed with --from-node"
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=endpoint, help=text)
+    parser.add_argument("source", metavar="SOURCE", nargs="*", type=endpoint, help=text)
     text = 'whither: ADDRESS:PORT, or :PORT for this node (quote the arrow: "->")'
-    parser.add_argument("->", dest="to", metavar="DESTINATION", type=endpoint, required=True, help=text)
+    parser.add_argument("->", dest="to", metavar="DESTINATION", type=endpoint, help=text)
     parser.add_argument("--in", dest="inside", metavar="IFACE", default="", help="by which interface it comes")
     parser.add_argument("--from-node", action="store_true", help="a program of this node sends it")
     parser.add_argument("--out", dest="outside", metavar="IFACE", default="", help="with --from-node: bound to it")
@@ -60,7 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def described(args: argparse.Namespace) -> Described:
     """What the words say together. Raises Failure where they contradict each other."""
-    source, to = args.source or Endpoint(None), args.to
+    if args.to is None or len(args.source) > 1:
+        raise _usage('write SOURCE "->" DESTINATION, with the arrow in quotes, or the shell takes it')
+    source, to = args.source[0] if args.source else Endpoint(None), args.to
     if args.from_node and args.inside:
         raise _usage("--from-node and --in: a packet of this node comes by no interface (leave one out)")
     if args.outside and not args.from_node:
@@ -95,7 +97,7 @@ def _usage(text: str) -> Failure:
 def endpoint(text: str) -> Endpoint:
     """ADDRESS, ADDRESS:PORT, [ADDRESS]:PORT or :PORT. Raises ArgumentTypeError."""
     if text == "-":
-        raise argparse.ArgumentTypeError('"-" is no address; the shell has taken the rest of the arrow (write "->")')
+        raise argparse.ArgumentTypeError('the shell has taken the arrow: write "->", in quotes')
     try:
         # Colons without brackets are an IPv6 address as a whole, or nothing before a port.
         if text.count(":") > 1 and not text.startswith("["):
