@@ -2,10 +2,10 @@
 
 import pytest
 from test_specs import TEXTS
-from worlds import CAPTURES, packet, world
+from worlds import CAPTURES, number, packet, routes, world
 
 from nodewalld.core.words import Backend, Family
-from nodewalld.walk import ICMP, ICMPV6, UDP, Outcome, Tracked, Unread, Verdict, judge, read, read_sets
+from nodewalld.walk import ICMP, ICMPV6, UDP, Outcome, Route, Tracked, Unread, Verdict, judge, read, read_sets
 
 SEED = "-A INPUT -p tcp -m tcp --dport 31002 -j DROP\n"
 KUBE = (CAPTURES / "kp126-nft-3svc.v4.save").read_text()
@@ -270,6 +270,23 @@ def test_what_is_bound_without_a_change_is_not_dnat() -> None:
     text = filtered("-m conntrack --ctstate DNAT -j DROP")
     assert asked(nat.format(80) + text, "203.0.113.9", "10.90.0.1", 80).passes
     assert asked(nat.format(81) + text, "203.0.113.9", "10.90.0.1", 80).passes is False
+
+
+def test_the_route_with_the_lowest_metric_is_taken() -> None:
+    more = (Route(0, 0, "eth1", metric=100), Route(0, 0, "wlan0", metric=600))
+    known = routes({"ens18": ("10.90.0.1/24",)}, more=more)
+    verdict = judge(packet("10.90.0.7", "192.0.2.1", 80), world("", routes=known))
+    assert [path.end.text for path in verdict.paths if path.end] == ["to 192.0.2.1:80 by eth1"]
+
+
+def test_a_redirect_leads_to_an_address_of_the_scope_that_was_dialled() -> None:
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j REDIRECT --to-ports 8080\nCOMMIT\n"
+    known = routes({"ens18": ("fe80::5/64", "fd90::1/64")})
+    groups = {"ens18": frozenset({number("ff02::2")})}
+    where = world(nat, family=Family.IPV6, routes=known, groups=groups)
+    for dialled, answering in (("fd90::1", "fd90::1"), ("fe80::5", "fe80::5"), ("ff02::2", "fe80::5")):
+        verdict = judge(packet("fd90::7", dialled, 80), where)
+        assert {path.state.destination for path in verdict.paths} == {number(answering)}
 
 
 def test_icmp_that_begins_nothing_is_invalid() -> None:

@@ -174,9 +174,9 @@ def _redirected(state: State, world: World) -> int:
     """This node: loopback for its own packets, else what the interface is known by (nf_nat_redirect.c)."""
     if state.from_node:
         return 0x7F000001 if state.family is Family.IPV4 else 1
-    if state.family is Family.IPV6 and is_link_local(state.destination, state.family):
-        return state.destination
-    found = world.address_of(state.inside)
+    # What was dialled with the scope of a link, fe80::/10 or ff02::/16, gets an address of that scope.
+    by_link = is_link_local(state.destination, state.family) or state.destination >> 112 & 0xFF0F == 0xFF02
+    found = world.address_of(state.inside, by_link=by_link and state.family is Family.IPV6)
     if not found:
         raise ValueError("no address")
     return found

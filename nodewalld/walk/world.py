@@ -79,12 +79,16 @@ class World:
                 found.setdefault(route.device, []).append(route)
         return found
 
-    def address_of(self, device: str) -> int:
-        """The address that an interface is first known by, a global one if it has any; 0 without."""
+    def address_of(self, device: str, *, by_link: bool = False) -> int:
+        """The address that an interface is first known by, or `by_link` its first link-local one; 0 without.
+
+        Of IPv6 a global address comes before link-local ones.
+        """
         routes = self.addresses.get(device, ())
         sources = [route.source or route.network for route in routes]
         if self.family is Family.IPV6:
-            sources = [each for each in sources if not is_link_local(each, self.family)] or sources
+            wanted = [each for each in sources if is_link_local(each, self.family) is by_link]
+            sources = wanted if by_link else wanted or sources
         return sources[0] if sources else 0
 
     def reverse_path_holds(self, state: State, *, mark: int | None = 0, loose: bool = False) -> bool:
