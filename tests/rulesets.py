@@ -169,7 +169,10 @@ class Noise:
         seen = set()
         for _ in range(self.rng.choice([0, 1, 1, 2])):
             match = self._match(chain, protocol)
-            option = match.removeprefix("! ")[:2]
+            # Of two `-m tcp` in one rule iptables-nft-save 1.8.9 prints a mixture: that is no ruleset to be read.
+            option = (
+                match.removeprefix("! ")[:6] if match.startswith(("-m tcp", "-m udp")) else match.removeprefix("! ")[:2]
+            )
             if option == "-m" or option not in seen:
                 yield match
             seen.add(option)

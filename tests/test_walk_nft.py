@@ -30,6 +30,7 @@ def table(
     items.append(
         {"map": {**where, "name": "ports", "elem": [[80, {"drop": None}], [443, {"jump": {"target": "other"}}]]}}
     )
+    items.append({"chain": {**where, "name": "back"}})
     for chain_name, expr in [("base", rule) for rule in rules] + [("other", [{"drop": None}])]:
         items.append({"rule": {**where, "chain": chain_name, "expr": json.loads(json.dumps(expr))}})
     items.append({"rule": {**where, "chain": "ipv4-refuse-port-vault", "expr": [{"counter": None}, {"drop": None}]}})
@@ -90,6 +91,9 @@ def test_verdicts_maps_and_policies() -> None:
     assert passes([{"accept": None}], [{"drop": None}])
     assert passes([IFACE, {"goto": {"target": "other"}}]) is False
     assert passes(policy="drop") is False
+    # What is gone to does not come back to where it was gone from.
+    assert passes([{"jump": {"target": "back"}}], [{"drop": None}]) is False
+    assert passes([{"goto": {"target": "back"}}], [{"drop": None}])
     assert passes([{"return": None}], policy="drop") is False
     assert passes([{"reject": None}]) is False
     assert passes([{"limit": {"rate": 1, "per": "second"}}, {"drop": None}]) is None
