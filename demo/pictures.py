@@ -47,6 +47,7 @@ class Shot(NamedTuple):
 SHOTS = (
     Shot("status", "nodewallctl status", ("./cleanup", "./vpn-up", "nodewallctl set add office 10.90.0.9 --for 1h")),
     Shot("history", "nodewallctl history -n 8"),
+    Shot("explain", 'nodewallctl explain tcp 203.0.113.7 "->" :31002 --in eth0'),
     Shot(
         "trace", "nodewallctl trace tcp --dport 31002 --from 203.0.113.7 --count 1", ("./stranger > /dev/null 2>&1 &",)
     ),
