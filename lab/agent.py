@@ -654,14 +654,15 @@ class Flooder:
         family = socket.AF_INET6 if self._six else socket.AF_INET
         kind = socket.SOCK_RAW if self._tcp else socket.SOCK_DGRAM
         protocol = socket.IPPROTO_TCP if self._tcp else 0
-        self._sinks = []
+        self._sinks = []  # of each namespace one for each port
         for ns in spec["sinks"]:
-            sink = self._namespaces.socket(ns, family, kind, protocol)
-            sink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 27)
-            if not self._tcp:
-                sink.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sink.bind(("", spec["sink_port"]))
-            self._sinks.append(sink)
+            for port in spec["sink_ports"]:
+                sink = self._namespaces.socket(ns, family, kind, protocol)
+                sink.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 27)
+                if not self._tcp:
+                    sink.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sink.bind(("", port))
+                self._sinks.append(sink)
         self._sender = self._namespaces.socket(spec["ns"], family, kind, protocol)
         self._sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 24)
         if spec.get("source"):
@@ -682,7 +683,7 @@ class Flooder:
             return struct.pack(">Q", number)
         ports = self._spec.get("source_ports") or 64
         sport = 40000 + number % ports
-        head = struct.pack(">HHIIBBHHH", sport, self._spec["port"], number, 0, 0x50, 2, _MAGIC_WINDOW, 0, 0)
+        head = struct.pack(">HHIIBBHHH", sport, self._spec["ports"][0], number, 0, 0x50, 2, _MAGIC_WINDOW, 0, 0)
         if self._six:
             return head
         total = self._base + _internet_sum(head)
@@ -692,7 +693,8 @@ class Flooder:
     def _drain(self) -> bool:
         """Count what has arrived; whether anything had."""
         any_yet = False
-        for index, sink in enumerate(self._sinks):
+        for place, sink in enumerate(self._sinks):
+            index = place // len(self._spec["sink_ports"])
             while True:
                 try:
                     data = sink.recv(2048)
@@ -705,7 +707,7 @@ class Flooder:
                     if not self._six:
                         data = data[(data[0] & 15) * 4 :]
                     _, dport, number, _, _, flags, window = struct.unpack(">HHIIBBH", data[:16])
-                    if dport != self._spec["sink_port"] or flags != 2 or window != _MAGIC_WINDOW:
+                    if dport != self._spec["sink_ports"][0] or flags != 2 or window != _MAGIC_WINDOW:
                         continue
                 elif len(data) == 8:
                     number = struct.unpack(">Q", data)[0]
@@ -720,7 +722,7 @@ class Flooder:
     def run(self) -> None:
         """Flood until a line or the end comes on standard input; then print the report."""
         os.set_blocking(0, False)
-        target = (self._spec["to"], 0 if self._tcp else self._spec["port"])
+        targets = [(self._spec["to"], 0 if self._tcp else port) for port in self._spec["ports"]]
         interval = 1.0 / self._spec["rate"]
         poll = selectors.DefaultSelector()
         poll.register(0, selectors.EVENT_READ)
@@ -737,7 +739,7 @@ class Flooder:
             while due <= now:
                 self._sent.append(time.monotonic())
                 try:
-                    self._sender.sendto(self._packet(number), target)
+                    self._sender.sendto(self._packet(number), targets[number % len(targets)])
                 except OSError as error:
                     name = errno.errorcode.get(error.errno or 0, str(error))
                     self._errors[name] = self._errors.get(name, 0) + 1

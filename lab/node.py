@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Literal, NamedTuple, Self, TypeVar
@@ -117,16 +118,31 @@ done
 put 0 ipv4/icmp_ratelimit ipv6/icmp/ratelimit
 """
 
+# Other people's programs over the machine's own, unpacked and not installed: what they write to /etc is thrown away,
+# their folders in /var are empty, and they see the machine's cgroups, where runtimes make one for each container.
+_LAY_OVER = """
+mkdir /run/over /run/over/etc /run/over/etc.work /run/over/usr /run/over/usr.work
+mount -t overlay -o lowerdir=$PROGRAMS/usr:/usr,upperdir=/run/over/usr,workdir=/run/over/usr.work over /usr
+mount -t overlay -o lowerdir=$PROGRAMS/etc:/etc,upperdir=/run/over/etc,workdir=/run/over/etc.work over /etc
+for d in /var/lib/docker /var/lib/containerd /var/lib/containers /var/lib/cni /var/lib/fail2ban /var/log /dev/shm; do
+  mkdir -p $d
+  mount -t tmpfs -o mode=755 over $d
+done
+"""
+
 # Runs as PID 1 of the node. The last command holds the node until the builder's end of the pipe closes,
 # which it also does when the builder dies; SIGCHLD is ignored so that orphans leave no zombies.
 _HOLDER = """
 set -e
+[ -z "$PROGRAMS" ] || mount --rbind /sys/fs/cgroup /mnt
 mount -t sysfs sysfs /sys
+[ -z "$PROGRAMS" ] || { mount --rbind /mnt /sys/fs/cgroup; umount -l /mnt; }
 for d in kernel vm fs debug; do
   [ ! -d /proc/sys/$d ] || { mount --bind /proc/sys/$d /proc/sys/$d; mount -o remount,bind,ro /proc/sys/$d; }
 done
 mount -t tmpfs -o mode=755 lab /run
 mkdir -p /run/lock /run/netns /run/alternatives
+[ -z "$PROGRAMS" ] || eval "$LAY_OVER"
 cp -a /etc/alternatives/. /run/alternatives
 for f in iptables ip6tables; do for x in '' -save -restore; do
   ln -sfn /usr/sbin/$f-$BACKEND$x /run/alternatives/$f$x
@@ -225,6 +241,7 @@ class Node:
 
     `uplink` names the interface towards the client, `second` the one towards "beyond". With `pod_links` the
     pods hang on point-to-point links of these two names, as Calico makes them, instead of on bridge cni0.
+    `programs` is a folder of unpacked packages to lay over /usr and /etc: see the module `programs`.
     """
 
     def __init__(
@@ -234,11 +251,13 @@ class Node:
         uplink: str = "eth0",
         second: str = "eth1",
         pod_links: Sequence[str] = (),
+        programs: Path | None = None,
     ) -> None:
         if lacking := missing():
             raise LabError("the lab needs " + ", ".join(lacking))
         self.backend: BackendName = backend
         self.uplink = uplink
+        self._programs = programs
         self.namespaces: list[str] = list(NAMESPACES)
         self.directory = Path(tempfile.mkdtemp(prefix="lab-", dir="/tmp"))
         self.logs: dict[str, Path] = {"node": self.directory / "node.log"}
@@ -271,7 +290,14 @@ class Node:
                     "-c",
                     _HOLDER,
                 ],
-                env={"PATH": _PATH, "LC_ALL": "C", "BACKEND": self.backend, "TAME": _TAME}
+                env={
+                    "PATH": _PATH,
+                    "LC_ALL": "C",
+                    "BACKEND": self.backend,
+                    "TAME": _TAME,
+                    "LAY_OVER": _LAY_OVER,
+                    "PROGRAMS": str(self._programs or ""),
+                }
                 | {f"NET_{name}": lines for name, lines in network.items()},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -402,6 +428,18 @@ class Node:
         self.run(_TAME, ns=name)
         self.run(["ip", "-batch", "-"], ns=name, stdin="\n".join(far) + "\n")
 
+    def adopt(self, name: str, path: str) -> None:
+        """Give a network namespace that a program in the node has made, bound at `path` there, a name here."""
+        link = f"/run/netns/{name}"
+        self.run(f"umount -q {link}; touch {link} && mount --bind {path} {link}")
+        if name not in self.namespaces:
+            self.namespaces.append(name)
+
+    @property
+    def cgroup(self) -> str:
+        """Where container runtimes in the node should put their cgroups, relative to the root; removed at the end."""
+        return self.directory.name
+
     def on_close(self, action: Callable[[], None]) -> None:
         """Call `action` at the beginning of `close()`."""
         self._at_close.append(action)
@@ -478,6 +516,8 @@ class Node:
         processes, self._processes = self._processes, []
         for process in processes:
             self._reap(process)
+        if self._programs is not None:
+            _remove_cgroups(self.cgroup)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @staticmethod
@@ -499,6 +539,21 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _remove_cgroups(name: str) -> None:
+    """Of every hierarchy; they are empty once the processes are gone, which the kernel may see a moment later."""
+    root = Path("/sys/fs/cgroup")
+    for top in (root / name, *root.glob(f"*/{name}")):
+        folders = [path for path in top.rglob("*") if path.is_dir()] if top.is_dir() else []
+        for folder in sorted(folders, key=lambda path: -len(path.parts)) + [top] * top.is_dir():
+            wait_for(partial(_removed, folder), what=f"the end of cgroup {folder}")
+
+
+def _removed(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()
 
 
 def _tool(family: str) -> str:

@@ -286,12 +286,14 @@ class Connection:
 class FloodReport:
     """What a flood came to. Packet n was sent at `sent_at[n]`; `passed` holds (n, when, at which sink).
 
-    `errors` counts what the sender's own kernel refused to send, by errno name.
+    `errors` counts what the sender's own kernel refused to send, by errno name. Packet n was sent to
+    `ports[n % len(ports)]`.
     """
 
     sent_at: Sequence[float]
     passed: Sequence[tuple[int, float, str]]
     errors: Mapping[str, int] = field(default_factory=dict)
+    ports: Sequence[int] = ()
 
     @property
     def sent(self) -> int:
@@ -310,6 +312,11 @@ class FloodReport:
     def passed_between(self, since: float = 0.0, until: float = float("inf")) -> list[int]:
         """The numbers, in order, of the packets sent in that time that arrived."""
         return sorted({number for number, _, _ in self.passed if since <= self.sent_at[number] <= until})
+
+    def passed_to(self, port: int, since: float = 0.0, until: float = float("inf")) -> list[int]:
+        """The same of one of the ports."""
+        chosen = self.ports.index(port)
+        return [number for number in self.passed_between(since, until) if number % len(self.ports) == chosen]
 
     def lost_between(self, since: float = 0.0, until: float = float("inf")) -> list[int]:
         """The numbers of the packets sent in that time that never arrived."""
@@ -334,10 +341,10 @@ class FloodReport:
 class Flood:
     """A steady stream of numbered packets towards `to`, counted where they should (or should not) arrive.
 
-    UDP sends datagrams to sockets bound in the namespaces `sinks`. TCP sends SYNs, from `source_ports`
-    different ports in turn, and counts them on raw sockets: so a NodePort that is TCP can be watched without
-    connecting. `sink_port` is the port after DNAT. The sink is read after each packet sent: what the report
-    counts is exact.
+    UDP sends datagrams to sockets bound in the namespaces `sinks`. With `more` ports (UDP only) the packets go to one
+    port after the other. TCP sends SYNs, from `source_ports` different ports in turn, and counts them on raw sockets:
+    so a NodePort that is TCP can be watched without connecting. `sink_port` is the port after DNAT. The sink is read
+    after each packet sent: what the report counts is exact.
     """
 
     def __init__(
@@ -350,6 +357,7 @@ class Flood:
         protocol: Literal["tcp", "udp"] = "udp",
         sinks: Sequence[str] = ("node",),
         sink_port: int = 0,
+        more: Sequence[int] = (),
         rate: float = 5000.0,
         source_port: int = 0,
         source_ports: int = 64,
@@ -358,15 +366,16 @@ class Flood:
         self._spec = {
             "ns": ns,
             "to": to[0],
-            "port": to[1],
+            "ports": [to[1], *more],
             "source": source,
             "protocol": protocol,
             "sinks": list(sinks),
-            "sink_port": sink_port or to[1],
+            "sink_ports": [sink_port or to[1], *more],
             "rate": rate,
             "source_port": source_port,
             "source_ports": source_ports,
         }
+        self._ports = (to[1], *more)
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:
@@ -406,6 +415,7 @@ class Flood:
             sent_at=_unpacked("d", report["sent"]),
             passed=[(int(number), when, where) for number, when, where in passed],
             errors=report["errors"],
+            ports=self._ports,
         )
 
     def __enter__(self) -> Self:
