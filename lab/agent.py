@@ -663,12 +663,15 @@ class Flooder:
                     sink.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sink.bind(("", port))
                 self._sinks.append(sink)
+        self._many = not self._tcp and spec["source_ports"]  # a socket has one port: then headers are made by hand
+        if self._many:
+            kind, protocol = socket.SOCK_RAW, socket.IPPROTO_UDP
         self._sender = self._namespaces.socket(spec["ns"], family, kind, protocol)
         self._sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 24)
         if spec.get("source"):
-            self._sender.bind((spec["source"], 0 if self._tcp else spec.get("source_port") or 0))
-        if self._tcp and self._six:
-            self._sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, 16)
+            self._sender.bind((spec["source"], 0 if kind == socket.SOCK_RAW else spec.get("source_port") or 0))
+        if kind == socket.SOCK_RAW and self._six:
+            self._sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, 16 if self._tcp else 6)
         if self._tcp and not self._six:
             self._sender.connect((spec["to"], 0))  # for the source address of the checksum
             source = socket.inet_aton(self._sender.getsockname()[0])
@@ -680,8 +683,12 @@ class Flooder:
 
     def _packet(self, number: int) -> bytes:
         if not self._tcp:
-            return struct.pack(">Q", number)
-        ports = self._spec.get("source_ports") or 64
+            data = struct.pack(">Q", number)
+            if not self._many:
+                return data
+            port = self._spec["ports"][number % len(self._spec["ports"])]
+            return struct.pack(">HHHH", 20000 + number % self._many, port, 8 + len(data), 0) + data  # no checksum
+        ports = self._spec["source_ports"] or 64
         sport = 40000 + number % ports
         head = struct.pack(">HHIIBBHHH", sport, self._spec["ports"][0], number, 0, 0x50, 2, _MAGIC_WINDOW, 0, 0)
         if self._six:
@@ -722,7 +729,8 @@ class Flooder:
     def run(self) -> None:
         """Flood until a line or the end comes on standard input; then print the report."""
         os.set_blocking(0, False)
-        targets = [(self._spec["to"], 0 if self._tcp else port) for port in self._spec["ports"]]
+        raw = self._tcp or self._many
+        targets = [(self._spec["to"], 0 if raw else port) for port in self._spec["ports"]]
         interval = 1.0 / self._spec["rate"]
         poll = selectors.DefaultSelector()
         poll.register(0, selectors.EVENT_READ)

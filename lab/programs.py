@@ -63,10 +63,7 @@ class Program:
 
 
 class Docker:
-    """dockerd, with a containerd that outlives it as Debian's does; `web` runs a container without an image's registry.
-
-    Containers live on while it is restarted (live-restore), as is usual on servers that are updated.
-    """
+    """dockerd, with a containerd that outlives it as Debian's does. Its containers come back when it is restarted."""
 
     SOCKET = "unix:///run/docker.sock"
 
@@ -77,7 +74,7 @@ class Docker:
         containerd += ["--address", "/run/containerd.sock", "--log-level", "warn"]
         self.containerd = Program(node, "containerd", containerd, (root / "run/containerd.sock").is_socket)
         command = ["dockerd", "-H", self.SOCKET, "--containerd", "/run/containerd.sock", "--exec-root", "/run/docker"]
-        command += ["--pidfile", "/run/docker.pid", "--storage-driver", "vfs", "--live-restore"]
+        command += ["--pidfile", "/run/docker.pid", "--storage-driver", "vfs"]
         command += ["--cgroup-parent", f"/{node.cgroup}", "--exec-opt", "native.cgroupdriver=cgroupfs", *options]
         ask = ["docker", "-H", self.SOCKET, "version"]
         self.daemon = Program(node, "dockerd", command, lambda: not node.run(ask, check=False).returncode)
@@ -101,11 +98,15 @@ class Docker:
 
     def run(self, name: str, *options: str) -> None:
         """A container that does nothing; its network namespace is `name` in the node, for `lab.traffic`."""
-        self(
-            "run", "-d", "--name", name, "--stop-signal", "KILL", *options, "still:1", "/bin/busybox", "sleep", "86400"
-        )
-        key = self("inspect", "-f", "{{.NetworkSettings.SandboxKey}}", name).strip()
-        self.node.adopt(name, key.replace("/var/run", "/run", 1))
+        still = ("--restart", "always", "--stop-signal", "KILL", *options, "still:1", "/bin/busybox", "sleep", "86400")
+        self("run", "-d", "--name", name, *still)
+        self.adopt(name)
+
+    def adopt(self, name: str) -> None:
+        """Wait until a container runs (again), and have its present network namespace known by its name."""
+        asked = ["inspect", "-f", "{{.State.Running}} {{.NetworkSettings.SandboxKey}}", name]
+        wait_for(lambda: self(*asked).startswith("true /"), timeout=_LIMIT, what=f"container {name}")
+        self.node.adopt(name, self(*asked).split()[1].replace("/var/run", "/run", 1))
 
 
 _BUS = """
@@ -165,9 +166,13 @@ class Ufw:
         """The ufw command line; what it printed."""
         return self.node.run(["ufw", *arguments]).stdout
 
-    def enable(self) -> None:
+    def enable(self, *, check: bool = True) -> None:
         """Start it, without the question whether ssh may be cut."""
-        self("--force", "enable")
+        self.node.run(["ufw", "--force", "enable"], check=check)
+
+    def disable(self) -> None:
+        """Stop it, even if it complains: with MANAGE_BUILTINS it means to delete others' chains that are in use."""
+        self.node.run(["ufw", "disable"], check=False)
 
 
 _JAIL = """

@@ -342,9 +342,10 @@ class Flood:
     """A steady stream of numbered packets towards `to`, counted where they should (or should not) arrive.
 
     UDP sends datagrams to sockets bound in the namespaces `sinks`. With `more` ports (UDP only) the packets go to one
-    port after the other. TCP sends SYNs, from `source_ports` different ports in turn, and counts them on raw sockets:
-    so a NodePort that is TCP can be watched without connecting. `sink_port` is the port after DNAT. The sink is read
-    after each packet sent: what the report counts is exact.
+    port after the other. TCP sends SYNs, and counts them on raw sockets: so a NodePort that is TCP can be watched
+    without connecting. The packets come from `source_ports` different ports in turn (0: TCP 64, UDP one), each a
+    connection of its own. `sink_port` is the port after DNAT. The sink is read after each packet sent: what the report
+    counts is exact.
     """
 
     def __init__(
@@ -360,7 +361,7 @@ class Flood:
         more: Sequence[int] = (),
         rate: float = 5000.0,
         source_port: int = 0,
-        source_ports: int = 64,
+        source_ports: int = 0,
     ) -> None:
         self._node = node
         self._spec = {

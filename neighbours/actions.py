@@ -19,6 +19,7 @@ SOURCE_PORT = 40001
 _ANSWERED = "-u SEEN_REPLY,ASSURED -t 600"
 _CAPTURES = Path(__file__).resolve().parent.parent / "tests/captures"
 _CALICO = "kp126+felix3264-insert-{backend}-3svc"
+_GUEST = "172.17.0.77"
 _CONTAINER = Address("172.17.0.2", "fd00:d0c::242:ac11:2")
 
 
@@ -31,17 +32,16 @@ class Stage:
     to: str = POD1.ipv4
     sink: str = "pod1"
 
-    def establish(self) -> None:
-        """Have each packet of the flow be such as most of them accept above all else.
+    @property
+    def translated(self) -> bool:
+        """Whether nat leads the flow to its sink. Then each packet must be a connection of its own."""
+        return self.to == NODE.ipv4
 
-        Where it is led elsewhere by nat: the first of a connection. Elsewhere: one of a connection that was answered.
-        """
-        for port in PORTS:
+    def establish(self) -> None:
+        """Have the flow known to conntrack as one that was answered: what most programs accept above all else."""
+        for port in () if self.translated else PORTS:
             ends = f"-s {STRANGER.ipv4} -d {self.to} -p udp --sport {SOURCE_PORT} --dport {port}"
-            if self.to == NODE.ipv4:
-                self.node.run(f"conntrack -D {ends}", check=False)
-            else:
-                self.node.run(f"conntrack -I {ends} {_ANSWERED} 2>&- || conntrack -U {ends} {_ANSWERED}", check=False)
+            self.node.run(f"conntrack -I {ends} {_ANSWERED} 2>&- || conntrack -U {ends} {_ANSWERED}", check=False)
 
     def tools(self, *arguments: str) -> None:
         """iptables and ip6tables with these arguments, whatever they say."""
@@ -237,12 +237,19 @@ def _dockerd(backend: BackendName) -> Iterator[Stage]:
 
 
 def _published(node: Node, firewalld: programs.Firewalld | None) -> Stage:
-    """dockerd with a container that publishes the flow's ports. Without its proxy, which would go round FORWARD."""
-    docker = programs.Docker(node, "--userland-proxy=false")
+    """dockerd with a container, and a guest on the same bridge that stays when the container comes and goes."""
+    docker = programs.Docker(node)
     docker.start()
-    span = f"{PORTS[0]}-{PORTS[-1]}"
-    docker.run("web", "-p", f"{span}:{span}/udp")
-    return Stage(node, (docker, firewalld) if firewalld else docker, to=NODE.ipv4, sink="web")
+    docker.run("web", "-p", "8081:80")
+    node.run(
+        "ip netns add guest; ip link add guest0 type veth peer name eth0 netns guest;"
+        "ip link set guest0 master docker0;"
+        "ip link set guest0 up;"
+        f"ip -n guest address add {_GUEST}/16 dev eth0; ip -n guest link set eth0 up;"
+        "ip -n guest route add default via 172.17.0.1"
+    )
+    node.namespaces.append("guest")
+    return Stage(node, (docker, firewalld) if firewalld else docker, to=_GUEST, sink="guest")
 
 
 def _docker(stage: Stage) -> programs.Docker:
@@ -362,9 +369,9 @@ def _ufw(*, manage_builtins: bool) -> Callable[[BackendName], Iterator[Stage]]:
 
 
 _UFW = (
-    Action("enable", lambda stage: stage.program.enable(), prepare=lambda stage: stage.program("disable")),
+    Action("enable", lambda stage: stage.program.enable(), prepare=lambda stage: stage.program.disable()),
     Action("reload", lambda stage: stage.program("reload")),
-    Action("disable", lambda stage: stage.program("disable"), undo=lambda stage: stage.program.enable()),
+    Action("disable", lambda stage: stage.program("disable"), undo=lambda stage: stage.program.enable(check=False)),
     Action(
         "allow",
         lambda stage: stage.program("allow", "8080/tcp"),
@@ -436,7 +443,7 @@ NEIGHBOURS: dict[str, Neighbour] = {
         Neighbour("dockerd 20.10 and firewalld 1.3 (iptables)", _both, _BOTH),
         Neighbour("CNI plugins 1.1: bridge, firewall, portmap", _cni, _CNI),
         Neighbour("ufw 0.36", _ufw(manage_builtins=False), _UFW),
-        Neighbour("ufw 0.36, MANAGE_BUILTINS=yes", _ufw(manage_builtins=True), _UFW),
+        Neighbour("ufw 0.36, MANAGE_BUILTINS=yes", _ufw(manage_builtins=True), _UFW[:3]),
         Neighbour("fail2ban 1.0", _fail2ban, _FAIL2BAN),
         Neighbour("podman 4.3 with netavark", _podman, _PODMAN),
         Neighbour("kube-proxy 1.26", _kube_proxy, _KUBE_PROXY, played=True),

@@ -6,7 +6,7 @@ started anew where it would take many runs for a war: there it slows down, as it
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ RATE = 1000.0
 """Packets a second to each port."""
 
 _TOGETHER = 2  # runs of one life of the daemon: three are a war
+_IDLE = 5  # runs of what does nothing to our rules
 _LIMIT = 20.0
 _LAST = 0.05  # seconds at the end of a window: what passes then passes for good
 
@@ -77,60 +78,111 @@ def configuration(backend: BackendName) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: packets that passed by place, places where they pass for good, and what the daemon told of it.
+    """One run: packets that passed by place, and what the daemon told of it.
 
-    `repairs` are (table, chain, reason) of IPv4 and IPv6, `exposed_ms` the longest of their exposures.
+    `lost` are the places where they pass for good, `always` those where they did before. `repairs` are (table, chain,
+    reason) of either family, `exposed_ms` the longest of their exposures. `complaint`: what the program said when the
+    action failed.
     """
 
     passed: dict[str, int]
     lost: frozenset[str]
+    always: frozenset[str] = frozenset()
     repairs: frozenset[tuple[str, str, str]] = frozenset()
     exposed_ms: float | None = None
+    complaint: str = ""
 
 
-def guarded(stage: Stage, action: Action, runs: int) -> list[Run]:
-    """The runs with nodewalld. Raises LabError where its rules do not come back."""
-    with _daemon(stage) as daemon, _flood(stage) as flood:
-        windows = []
-        for number in range(runs):
-            if number and number % _TOGETHER == 0:
-                daemon.restart()
-                _still(daemon, 0.1)
-            if action.prepare:
-                action.prepare(stage)
-                _still(daemon, action.settle)
-            stage.establish()
-            told = _ask(daemon, "history")[-1]["time"]
-            begun = time.monotonic()
-            action.act(stage)
-            _still(daemon, action.settle)
-            windows.append((begun, time.monotonic(), told, [e for e in _ask(daemon, "history") if e["time"] > told]))
-            if action.undo:
-                action.undo(stage)
-                _still(daemon, action.settle)
-        report = flood.stop()
-        if daemon.ctl("plan").returncode:
-            raise LabError(f"after {action.name} the rules are not in force:\n{daemon.ctl('plan').stdout}")
-    return [_run(report, begun, ended, events) for begun, ended, _, events in windows]
+_Window = tuple[float, float, list[dict[str, Any]], str]
+"""When it began and ended, the repairs, the complaint."""
 
 
-def alone(stage: Stage, action: Action, runs: int) -> list[Run]:
-    """The runs without nodewalld."""
+class Guarded:
+    """A stage with nodewalld on it, where one action after the other is tried."""
+
+    def __init__(self, stage: Stage, daemon: Daemon) -> None:
+        self._stage, self.daemon = stage, daemon
+        self._again = False
+        self._repaired = 0  # runs of this life of the daemon in which it had something to put right
+
+    def runs(self, action: Action, number: int) -> list[Run]:
+        """Do it so many times, and no more than a few where it does nothing to our rules.
+
+        Raises LabError where these do not come to rest, or are not in force at the end.
+        """
+        windows: list[_Window] = []
+        self._again = False
+        with _flood(self._stage) as flood:
+            while len(windows) < (number if any(repairs for _, _, repairs, _ in windows) else min(number, _IDLE)):
+                windows.append(self._once(action))
+            report = flood.stop()
+        if (plan := self.daemon.ctl("plan")).returncode:
+            raise LabError(f"after {action.name} the rules are not in force:\n{plan.stdout}")
+        if action.undo:
+            action.undo(self._stage)
+        return [_run(report, *window) for window in windows]
+
+    def _once(self, action: Action) -> _Window:
+        stage, daemon = self._stage, self.daemon
+        if self._repaired == _TOGETHER:
+            daemon.restart()
+            self._repaired = 0
+        if action.undo and self._again:
+            action.undo(stage)
+        self._again = True
+        if action.prepare:
+            action.prepare(stage)
+        _still(daemon, action.settle)
+        stage.establish()
+        told = _ask(daemon, "history")[-1]["time"]
+        begun = time.monotonic()
+        complaint = _done(stage, action)
+        _still(daemon, action.settle)
+        ended = time.monotonic()
+        events = [event for event in _ask(daemon, "history") if event["time"] > told and event["kind"] == "repair"]
+        self._repaired += bool(events)
+        return begun, ended, events, complaint
+
+
+@contextmanager
+def guarded(stage: Stage) -> Iterator[Guarded]:
+    """With nodewalld, until the end of the block."""
+    stage.node.run(_TAKEN_OUT)
+    name = f"nodewalld-{time.monotonic_ns()}"
+    with Daemon(stage.node, configuration(stage.node.backend), name=name) as daemon:
+        daemon.wait_ready()
+        _still(daemon, 0.1)
+        yield Guarded(stage, daemon)
+        _ask(daemon, "remove")
+
+
+def alone(stage: Stage, action: Action, number: int) -> list[Run]:
+    """The same without nodewalld, with rules that are put in by hand before each run."""
+    windows: list[_Window] = []
     with _flood(stage) as flood:
-        windows = []
-        for _ in range(runs):
+        for _ in range(number):
             if action.prepare:
                 action.prepare(stage)
             stage.node.run(_BY_HAND)
             stage.establish()
+            time.sleep(_LAST)
             begun = time.monotonic()
-            action.act(stage)
+            complaint = _done(stage, action)
             time.sleep(action.settle + 2 * _LAST)
-            windows.append((begun, time.monotonic()))
+            windows.append((begun, time.monotonic(), [], complaint))
             if action.undo:
                 action.undo(stage)
         report = flood.stop()
-    return [_run(report, *window, ()) for window in windows]
+    return [_run(report, *window) for window in windows]
+
+
+def _done(stage: Stage, action: Action) -> str:
+    """Do it; what its program complains of, if it does."""
+    try:
+        action.act(stage)
+    except LabError as error:
+        return str(error)
+    return ""
 
 
 _RULES = (
@@ -147,21 +199,21 @@ _TAKEN_OUT = ";".join(f"iptables -w -t {table} -D {chain} {rule} 2>&-" for table
 
 
 @contextmanager
-def _daemon(stage: Stage) -> Iterator[Daemon]:
-    stage.node.run(_TAKEN_OUT)
-    name = f"nodewalld-{time.monotonic_ns()}"
-    with Daemon(stage.node, configuration(stage.node.backend), name=name) as daemon:
-        daemon.wait_ready()
-        _still(daemon, 0.1)
-        yield daemon
-        _ask(daemon, "remove")
-
-
-@contextmanager
 def _flood(stage: Stage) -> Iterator[Flood]:
     first, *more = PORTS
-    flow = {"source": STRANGER.ipv4, "source_port": SOURCE_PORT, "sinks": (stage.sink,), "more": more}
-    with Flood(stage.node, "client", to=(stage.to, first), rate=RATE * len(PORTS), **flow) as flood:  # type: ignore[arg-type]
+    # Those of a connection that does not pass are forgotten before their ports come again.
+    stage.node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "2")
+    with Flood(
+        stage.node,
+        "client",
+        to=(stage.to, first),
+        more=more,
+        source=STRANGER.ipv4,
+        source_port=SOURCE_PORT,
+        source_ports=20000 if stage.translated else 0,
+        sinks=(stage.sink,),
+        rate=RATE * len(PORTS),
+    ) as flood:
         yield flood
 
 
@@ -183,13 +235,18 @@ def _still(daemon: Daemon, seconds: float) -> None:
             raise LabError(f"the rules do not come to rest: {status}")
 
 
-def _run(report: FloodReport, begun: float, ended: float, events: Sequence[dict[str, Any]]) -> Run:
-    repairs = [event for event in events if event["kind"] == "repair"]
+def _run(report: FloodReport, begun: float, ended: float, repairs: list[dict[str, Any]], complaint: str) -> Run:
     exposed = [event["exposed_ms"] for event in repairs if event.get("exposed_ms") is not None]
-    passed = {place: report.passed_to(port, begun, ended) for place, port in PLACES.items()}
+
+    def passing(since: float, until: float) -> frozenset[str]:
+        return frozenset(place for place, port in PLACES.items() if report.passed_to(port, since, until))
+
+    always = passing(begun - _LAST / 2, begun)
     return Run(
-        {place: len(numbers) for place, numbers in passed.items()},
-        frozenset(place for place, port in PLACES.items() if report.passed_to(port, ended - _LAST, ended)),
-        frozenset((str(e["table"]), str(e["chain"]), str(e["reason"])) for e in repairs),
-        max(exposed, default=None),
+        passed={place: len(report.passed_to(port, begun, ended)) for place, port in PLACES.items()},
+        lost=passing(ended - _LAST, ended) - always,
+        always=always,
+        repairs=frozenset((str(e["table"]), str(e["chain"]), str(e["reason"])) for e in repairs),
+        exposed_ms=max(exposed, default=None),
+        complaint=complaint,
     )
