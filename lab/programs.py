@@ -102,11 +102,11 @@ class Docker:
         self("run", "-d", "--name", name, *still)
         self.adopt(name)
 
-    def adopt(self, name: str) -> None:
-        """Wait until a container runs (again), and have its present network namespace known by its name."""
+    def adopt(self, name: str, known_as: str = "") -> None:
+        """Wait until a container runs (again), and have its present network namespace known by a name."""
         asked = ["inspect", "-f", "{{.State.Running}} {{.NetworkSettings.SandboxKey}}", name]
         wait_for(lambda: self(*asked).startswith("true /"), timeout=_LIMIT, what=f"container {name}")
-        self.node.adopt(name, self(*asked).split()[1].replace("/var/run", "/run", 1))
+        self.node.adopt(known_as or name, self(*asked).split()[1].replace("/var/run", "/run", 1))
 
 
 _BUS = """

@@ -69,6 +69,11 @@ def _machine() -> dict[str, str]:
     return state
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What is tried by hand, or where the suite is told to take longer."""
+    parser.addoption("--captures", type=Path, metavar="FOLDER", help="captured rulesets to try, instead of our own")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine_is_left_alone() -> Iterator[None]:
     """Rules, sets, links, routes and sysctls of this machine are the same before and after the suite."""

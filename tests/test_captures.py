@@ -4,6 +4,7 @@ A daemon runs while one captured ruleset after another replaces all tables under
 without a daemon takes the same and shows what the foreign rules look like alone.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from live import TOOLS, wait_in_force
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName, Node
+from lab.node import FAMILIES, BackendName, Node, sets_of
 
 pytestmark = pytest.mark.kernel
 
@@ -94,10 +95,43 @@ def foreign(node: Node) -> list[str]:
     return [line for line in node.snapshot().splitlines() if line != "-A FORWARD -j DOCKER-USER"]
 
 
-def stems(folder: Path, pattern: str = "*") -> list[Path]:
-    return sorted({path.with_name(path.name.split(".v4.")[0]) for path in folder.glob(f"{pattern}.v4.*")})
+def rulesets(folder: Path) -> list[list[Path]]:
+    """The rulesets below a folder, whatever they are called: the files of both families of one step together."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".rules", ".save"}:
+            found.setdefault(re.sub(r"\.v[46]\.\w+$", "", str(path)), []).append(path)
+    return list(found.values())
 
 
-@pytest.mark.parametrize("capture", stems(CAPTURES), ids=lambda path: path.name)
-def test_ours_stand_beside_a_real_ruleset_that_stays_as_it_is(pair: Pair, capture: Path) -> None:
-    pair.stand(capture)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """All of tests/captures, or all below `--captures FOLDER`."""
+    if "ruleset" in metafunc.fixturenames:
+        found = rulesets(metafunc.config.getoption("--captures") or CAPTURES)
+        metafunc.parametrize("ruleset", found, ids=[re.sub(r"\.v[46]\.", ".", files[0].name) for files in found])
+
+
+def test_ours_stand_beside_a_real_ruleset_that_stays_as_it_is(pair: Pair, ruleset: list[Path], tmp_path: Path) -> None:
+    for path in ruleset:
+        six = ".v6." in path.name or "ipv6" in path.name or "ip6tables-1" in path.name
+        (tmp_path / f"one.v{6 if six else 4}.rules").write_text(taken(pair, path, "ip6tables" if six else "iptables"))
+    pair.stand(tmp_path / "one")
+
+
+def taken(pair: Pair, path: Path, tool: str) -> str:
+    """The ruleset without the lines that this kernel has no modules for, which the node without a daemon finds out."""
+    lines = path.read_text().splitlines()
+    if sets := sets_of(path.read_text(), "ipv6" if tool == "ip6tables" else "ipv4"):
+        for node in (pair.alone, pair.guarded):
+            node.run(["ipset", "restore", "-exist"], stdin=sets)
+    dropped: list[str] = []
+    while True:
+        text = "\n".join(lines) + "\n"
+        done = pair.alone.run([f"{tool}-{pair.alone.backend}-restore", "--test"], stdin=text, check=False)
+        failed = re.search(r"line:? (\d+)", done.stderr)
+        if done.returncode == 0 or failed is None:
+            break
+        dropped.append(lines.pop(int(failed[1]) - 1))
+    assert len(dropped) < len(lines) / 10, (done.stderr, dropped)
+    print(path.name, "without", dropped)
+    return text

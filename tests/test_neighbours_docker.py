@@ -1,0 +1,151 @@
+"""A real dockerd, alone and beside a real firewalld: whatever they do, the rules of the seeds hold, by packets."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from packets import OPEN, REFUSED, TIMEOUT, Guarded, dial, dial_from, expect
+from test_packets_neighbours import NODE_TO_PODS, PODS_TO_NODE, SEED_002
+
+from lab import programs
+from lab.node import (
+    CLUSTER_NODE_2,
+    FAMILIES,
+    NEIGHBOUR,
+    NODE,
+    POD1,
+    STRANGER,
+    BackendName,
+    Node,
+    wait_for,
+)
+from lab.traffic import Probe, Verdict, serve, serve_cluster
+
+pytestmark = [pytest.mark.kernel, pytest.mark.neighbours]
+
+UPLINK = "ens18"
+# 8080 and 8081 are published by a container; who is in no zone's sources is in the uplink's.
+SEED_003 = f"""
+[zone.trusted]
+sources = ["172.18.10.0/24", "fd00:18::/64"]
+target = "accept"
+
+[zone.public]
+interfaces = ["{UPLINK}"]
+services = ["ssh"]
+ports = ["8081/tcp"]
+target = "drop"
+
+[[jump]]
+name = "docker-user"
+table = "filter"
+from = "FORWARD"
+to = "DOCKER-USER"
+
+[[rule]]
+name = "published"
+table = "filter"
+chain = "DOCKER-USER"
+rule = "-i {UPLINK} -p tcp -m conntrack --ctorigdstport 8081 -j DROP"
+"""
+
+
+class Host:
+    """A node with a container, pods, and nodewalld with the rules of both seeds."""
+
+    def __init__(self, node: Node, *, firewalld: bool) -> None:
+        self.node = node
+        self._web = ""
+        self.firewalld = programs.Firewalld(node, "iptables") if firewalld else None
+        if self.firewalld:
+            self.firewalld.start()
+        self.docker = programs.Docker(node)
+        self.docker.start()
+        self.docker.run("web", "-p", "8080:80", "-p", "8081:81")
+        serve_cluster(node)
+        self.allow_pods()
+        self.guarded = Guarded(node)
+        self.guarded.enforce(SEED_002 + SEED_003)
+
+    def allow_pods(self) -> None:
+        """The rules of seed 002's node that its recipe stands between; whoever flushes takes them away."""
+        for family, tool in zip(FAMILIES, ("iptables", "ip6tables"), strict=True):
+            for rule in (PODS_TO_NODE[family], NODE_TO_PODS[family]):
+                self.node.run(f"{tool} -w -I FORWARD {rule}")
+
+    def settle(self) -> None:
+        """Wait until dockerd, which hears of firewalld up to a second later, has put its rules back, and we ours."""
+        last, since = "", time.monotonic()
+
+        def quiet() -> bool:
+            nonlocal last, since
+            if (now := self.node.snapshot()) != last or ":81\n" not in now:
+                last, since = now, time.monotonic()
+            return time.monotonic() - since > (1.2 if self.firewalld else 0.1)
+
+        wait_for(quiet, timeout=30.0, what="Docker's rules to stay as they are")
+        self.guarded.settled()
+
+    def holds(self) -> None:
+        """Whether everything is as the seeds want it, now that all is over."""
+        wait_for(lambda: self.docker("inspect", "-f", "{{.State.Running}}", "web") == "true\n", what="the container")
+        name = "web-" + self.docker("inspect", "-f", "{{.State.Pid}}", "web").strip()
+        if name != self._web:  # it was started anew
+            self.docker.adopt("web", name)
+            serve(self.node, name, tcp=[80, 81])
+            self._web = name
+        self.settle()
+        probes: dict[str, tuple[Probe, Verdict]] = {
+            "seed 003, the zone is round a published port": (dial(STRANGER, "ipv4", NODE, 8080), TIMEOUT),
+            "seed 003, trusted": (dial(CLUSTER_NODE_2, "ipv4", NODE, 8080), OPEN),
+            "seed 003, DOCKER-USER, whom the zone lets in": (dial(STRANGER, "ipv4", NODE, 8081), TIMEOUT),
+            "seed 003, DOCKER-USER, trusted": (dial(CLUSTER_NODE_2, "ipv4", NODE, 8081), TIMEOUT),
+            "out of the container": (dial_from(name, "ipv4", NEIGHBOUR, 7999), OPEN),
+        }
+        for family in FAMILIES:
+            probes |= {
+                f"seed 003, ssh, {family}": (dial(STRANGER, family, NODE, 22), OPEN),
+                f"seed 003, etcd, {family}": (dial(STRANGER, family, NODE, 2379), TIMEOUT),
+                f"seed 002, a node of the cluster, {family}": (dial(CLUSTER_NODE_2, family, POD1, 8080), OPEN),
+                f"seed 002, a neighbour, {family}": (dial(NEIGHBOUR, family, POD1, 8080), REFUSED),
+                f"seed 002, a stranger, {family}": (dial(STRANGER, family, POD1, 8080), REFUSED),
+            }
+        expect(self.node, probes)
+        rules = self.node.chain("filter", "FORWARD")
+        assert rules.count("-j DOCKER-USER") == 1
+        foreign = [rule for rule in rules if "nodewalld:" not in rule]
+        assert foreign[0] == "-j DOCKER-USER", rules
+        published = [rule for rule in self.node.chain("filter", "DOCKER-USER") if "nodewalld:" in rule]
+        assert len(published) == 1
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, laboratory: None, backend: BackendName) -> Iterator[Host]:
+    with Node(backend, uplink=UPLINK, programs=programs.tree()) as node:
+        serve(node, "client", tcp=[7999])
+        yield Host(node, firewalld=request.param)
+
+
+@pytest.mark.parametrize("host", [False], ids=["docker"], indirect=True)
+def test_the_rules_of_the_seeds_hold_after_whatever_dockerd_does(host: Host) -> None:
+    host.holds()
+    host.docker.daemon.restart()
+    host.holds()
+    host.docker("network", "create", "more")
+    host.holds()
+
+
+@pytest.mark.parametrize("host", [True], ids=["docker and firewalld"], indirect=True)
+def test_the_rules_of_the_seeds_hold_after_whatever_firewalld_does_with_docker_beside(host: Host) -> None:
+    """A flush takes the anchors of seed 002: its rule stands as "early" would, and between them when they are back."""
+    assert host.firewalld is not None
+    host.firewalld("--reload")
+    host.holds()
+    host.firewalld.daemon.restart()
+    host.holds()
+    host.allow_pods()
+    host.holds()
+    host.docker.daemon.restart()
+    host.holds()
+    host.docker("network", "create", "more")
+    host.holds()
