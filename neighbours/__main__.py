@@ -12,6 +12,7 @@ from lab.node import BackendName, LabError, missing
 from neighbours.actions import NEIGHBOURS, Neighbour
 from neighbours.measure import alone, guarded
 from neighbours.report import Row, keep, line
+from neighbours.war import fought
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _ALONE = 3  # runs without nodewalld: what they show does not vary
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", metavar="TEXT,...", help="programs whose name contains one of these")
     parser.add_argument("--backend", choices=get_args(BackendName), help="only this one")
     parser.add_argument("--out", type=Path, default=DOCS, metavar="FOLDER", help="keep the results there (docs)")
+    parser.add_argument(
+        "--war", type=float, metavar="SECONDS", help="so long a war with Felix instead, told and not kept"
+    )
     options = parser.parse_args(argv)
     parts = [part for part in options.only.split(",") if part]
     chosen = [each for each in NEIGHBOURS.values() if not parts or any(part in each.name for part in parts)]
@@ -37,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Nodes are network namespaces, for which this lacks {', '.join(lacking)}.", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    if options.war:
+        for backend in (options.backend,) if options.backend else get_args(BackendName):
+            for position in ("early", "first"):
+                print(fought(backend, position, options.war), flush=True)
+        return 0
     begun, failed = time.monotonic(), 0
     for neighbour in chosen:
         for backend in (options.backend,) if options.backend else get_args(BackendName):

@@ -177,12 +177,24 @@ _KUBE_PROXY = (
 )
 
 
+@contextmanager
+def calico(backend: BackendName) -> Iterator[Node]:
+    """A node as kube-proxy and Felix left it, two workloads on it."""
+    with Node(backend, pod_links=("caliabc00000000", "caliabc00001eef")) as node:
+        node.load(_CAPTURES / _CALICO)
+        yield node
+
+
+def felix(node: Node, mode: str, clock: float = 1.0) -> Rival:
+    """Felix on such a node, by a clock of its own; `mode` is its ChainInsertMode."""
+    capture = str(_CAPTURES / _CALICO.format(backend=node.backend))
+    return Rival(node, "felix", clock=clock, mode=mode, capture=capture)
+
+
 def _felix(mode: str) -> Callable[[BackendName], Iterator[Stage]]:
     def setting(backend: BackendName) -> Iterator[Stage]:
-        stem = _CAPTURES / _CALICO.format(backend=backend)
-        with Node(backend, pod_links=("caliabc00000000", "caliabc00001eef")) as node:
-            node.load(stem)
-            yield Stage(node, _started(Rival(node, "felix", mode=mode, capture=str(stem))))
+        with calico(backend) as node:
+            yield Stage(node, _started(felix(node, mode)))
 
     return setting
 
