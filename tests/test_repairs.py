@@ -452,3 +452,21 @@ def test_rules_whose_sets_were_destroyed_with_them_do_not_wait_for_the_resync(
         wait_for(lambda: in_force(daemon), timeout=5, what="rules and sets")
         wanted = {"cluster_nodes", "cluster_nodes-v6"}
         assert wanted <= {event["chain"] for event in events(daemon, "repair")}
+
+
+def test_what_was_displaced_when_links_changed_is_told(laboratory: None) -> None:
+    """New links ask for new rules, whose commit would put right in silence what a neighbour has just displaced."""
+    config = (
+        '[daemon]\nbackend = "legacy"\nresync = "1h"\n'
+        '[[forward]]\nname = "transit"\nin = "@default-route"\naction = "drop"\nposition = "first"\n'
+    )
+    with Node("legacy") as node, Daemon(node, config) as daemon:
+        daemon.wait_ready()
+        at_rest(daemon)
+        told = last_time(daemon)
+        # Under a lock of its own nobody hears of it, and the look of every second comes later than the links.
+        node.run("XTABLES_LOCKFILE=/run/other iptables -w -I FORWARD -j ACCEPT")
+        node.run("ip route add default dev eth1 metric 5000")
+        wait_events(daemon, lambda seen: [e["reason"] for e in seen] == ["displaced"], "repair", since=told)
+        wait_in_force(daemon)
+        assert len(node.chain("filter", "NODEWALL-FORWARD-first")) == 2
