@@ -3,7 +3,7 @@
 ready := .venv/ready
 as_root := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo test pictures bench bench-long deb rpm clean
+.PHONY: demo test pictures bench bench-long neighbours war deb rpm clean
 
 $(ready): pyproject.toml tools/prepare
 	tools/prepare
@@ -26,6 +26,14 @@ bench: $(ready)
 # A hundred thousand foreign transactions: does anything grow?
 bench-long: $(ready)
 	$(as_root) .venv/bin/python -m bench --long $(BENCH)
+
+# What other programs do to our rules, twenty times each, kept in docs/; NEIGHBOURS="--only dockerd --runs 5" for a part of it.
+neighbours: $(ready)
+	$(as_root) .venv/bin/python -m neighbours $(NEIGHBOURS)
+
+# Ten minutes of each position beside Felix, by the real clock.
+war: $(ready)
+	$(as_root) .venv/bin/python -m neighbours --war 600
 
 # Packages for every architecture, in dist/; the same commit gives the same bytes.
 deb rpm: $(ready)

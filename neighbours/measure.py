@@ -6,9 +6,10 @@ started anew where it would take many runs for a war: there it slows down, as it
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from lab.daemon import Daemon
@@ -81,8 +82,8 @@ class Run:
     """One run: packets that passed by place, and what the daemon told of it.
 
     `lost` are the places where they pass for good, `always` those where they did before. `repairs` are (table, chain,
-    reason) of either family, `exposed_ms` the longest of their exposures. `complaint`: what the program said when the
-    action failed.
+    reason) of either family, `exposed_ms` the longest of their exposures, `untold_ms` for how long packets passed
+    FORWARD while no exposure was told. `complaint`: what the program said when the action failed.
     """
 
     passed: dict[str, int]
@@ -90,6 +91,7 @@ class Run:
     always: frozenset[str] = frozenset()
     repairs: frozenset[tuple[str, str, str]] = frozenset()
     exposed_ms: float | None = None
+    untold_ms: float = 0.0
     complaint: str = ""
 
 
@@ -248,5 +250,18 @@ def _run(report: FloodReport, begun: float, ended: float, repairs: list[dict[str
         always=always,
         repairs=frozenset((str(e["table"]), str(e["chain"]), str(e["reason"])) for e in repairs),
         exposed_ms=max(exposed, default=None),
+        untold_ms=_untold(report, begun, ended, repairs),
         complaint=complaint,
     )
+
+
+def _untold(report: FloodReport, begun: float, ended: float, repairs: Sequence[dict[str, Any]]) -> float:
+    """Milliseconds of packets that passed FORWARD at a time of which no repair tells that it was open."""
+    offset = time.time() - time.monotonic()
+    told = []
+    for event in repairs:
+        if (event["family"], event["table"], event["chain"]) == ("ipv4", "filter", "FORWARD"):
+            end = datetime.fromisoformat(event["time"]).timestamp() - offset
+            told.append((end - event["exposed_ms"] / 1000, end))
+    passed = (report.sent_at[number] for number in report.passed_to(PLACES["FORWARD"], begun, ended))
+    return sum(not any(first <= when <= last for first, last in told) for when in passed) / RATE * 1000

@@ -108,6 +108,7 @@ class Daemon:
         self._signals: set[int] = set()
         self._bell, self._ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._due = _Clockwork(resync=0.0)
+        self._turned = time.monotonic()
         self._stopping = threading.Event()
         self._ready = self._failed = False
         self._since = datetime.now(UTC)
@@ -184,13 +185,18 @@ class Daemon:
         timeout = max(0.0, min(due, self._governor.due))
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
-        with self._heart.sleeping(timeout):
-            ready = self._selector.select(timeout)
-        noticed = time.monotonic()
+        # What is there already came at some time of the last turn's work: told from its beginning, no exposure is told
+        # too short.
+        since, ready = self._turned, self._selector.select(0)
+        if not ready:
+            with self._heart.sleeping(timeout):
+                ready = self._selector.select(timeout)
+            since = time.monotonic()
+        noticed = self._turned = time.monotonic()
         sources = {key.fileobj for key, _ in ready}
         with self._heart.working():
             try:
-                self._react(sources, noticed)
+                self._react(sources, since)
                 self._failed = False
             except Exception as error:  # the top of the loop: whatever it was, the next event gets its chance
                 self._failed = True
@@ -364,7 +370,7 @@ class Daemon:
 
     def _on_lock_closed(self) -> None:
         """In watchdog's thread: somebody has let go of the xtables lock."""
-        self._lock_closed = time.monotonic()
+        self._lock_closed = self._lock_closed or time.monotonic()  # of several, the first that was not looked at yet
         self._wake_up()
 
     def _wake_up(self) -> None:

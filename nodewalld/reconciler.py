@@ -365,7 +365,8 @@ class Reconciler:
         self._env = now
         decisions = {family: decide(self.config, family, now) for family in self._world.guards}
         if decisions != self._world.decisions:
-            self.wake(Wake(self._clock(), exact=False))  # a new link often comes with foreign rules: told before ours move
+            # A new link often comes with foreign rules: what these displaced is told before ours move.
+            self.wake(Wake(self._clock(), exact=False))
             self._move(self._world, decisions, strict=False)
             self._keeper.drop_all_but(self._world.sets)
 

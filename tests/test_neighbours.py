@@ -1,0 +1,109 @@
+"""Every program of docs/neighbours.md does here what it does there, with nodewalld and without; and the war with Felix.
+
+The page itself is made by `make neighbours`, which repeats each action; here each is done once, half of the programs
+with each backend.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.node import BackendName
+from neighbours.actions import NEIGHBOURS
+from neighbours.measure import PLACES, alone, guarded
+from neighbours.report import ALWAYS, BEGIN, END, FOR_GOOD, HEAD, NOTHING, Row, table
+from neighbours.war import war
+
+pytestmark = pytest.mark.neighbours
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SCHEDULING = 4.0
+"""Milliseconds from the kernel's events until a process that waits for them runs, all of a burst together."""
+BACKENDS: tuple[BackendName, ...] = ("nft", "legacy")
+
+
+def kept() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((DOCS / "neighbours.json").read_text())
+    return content
+
+
+def test_the_page_holds_everything_that_everybody_does_and_is_what_was_measured() -> None:
+    wanted = [
+        f"{neighbour.name} / {action.name} / {backend}"
+        for neighbour in NEIGHBOURS.values()
+        for backend in BACKENDS
+        for action in neighbour.does(backend)
+    ]
+    assert sorted(kept()["rows"]) == sorted(wanted)
+    page = (DOCS / "neighbours.md").read_text()
+    assert page.split(BEGIN)[1].split(END)[0].strip() == table(kept()).strip()
+    assert page.count(HEAD) == 1
+
+
+def test_nothing_on_the_page_passes_for_good_with_nodewalld_but_what_is_meant_to() -> None:
+    """Those are jumps that "early" leaves above: what they accept is accepted, and mangle is not concerned."""
+    for key, row in kept()["rows"].items():
+        accepted = [place for place in PLACES if row["with"][place] == ALWAYS]
+        assert FOR_GOOD not in row["with"].values(), key
+        assert not accepted or (
+            accepted == ["FORWARD", "DOCKER-USER"] and row["program"].startswith(("Felix", "kube-r"))
+        )
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_everybody_does_what_the_page_says(laboratory: None, name: str) -> None:
+    neighbour = NEIGHBOURS[name]
+    backend = BACKENDS[list(NEIGHBOURS).index(name) % 2]
+    with neighbour.stage(backend) as stage:
+        actions = neighbour.does(backend)
+        without = {action.name: alone(stage, action, 1) for action in actions}
+        with guarded(stage) as guard:
+            rows = [Row(neighbour, a, backend, guard.runs(a, 1), without[a.name]) for a in actions]
+    for row in rows:
+        here, there = row.kept(), kept()["rows"][row.key]
+        if there["did"] == NOTHING:
+            assert here["did"] == NOTHING, row.key
+        for place in PLACES:
+            for side in ("with", "without"):
+                words = {here[side][place], there[side][place]} if isinstance(here[side][place], str) else set()
+                assert len(words) <= 1, (row.key, side, place, here[side], there[side])
+                assert isinstance(there[side][place], str) == bool(words), (row.key, side, place, here[side])
+
+
+@pytest.mark.kernel
+def test_early_and_felix_in_insert_mode_leave_each_other_alone(laboratory: None, backend: BackendName) -> None:
+    """Ten minutes of its refreshes, sixty times as fast; and it is at work all the time: a foreign rule is answered."""
+    with war(backend, "early", clock=60.0) as between:
+        end = between.until(lambda score: score.seconds > 10, 10.0)[-1]
+        assert (end.repairs, end.writes, end.told) == (0, 0, ())
+        between.daemon.node.run("iptables -I FORWARD -p tcp --dport 9 -j DROP")
+        between.until(lambda score: score.writes > 0, 20.0)
+        assert between.score().writes == 1
+
+
+@pytest.mark.kernel
+def test_first_and_felix_in_insert_mode_fight_and_status_tells_of_it(laboratory: None, backend: BackendName) -> None:
+    with war(backend, "first", clock=1.0) as between:
+        recognised = between.until(lambda score: bool(score.told), 30.0)[-1]
+        (told,) = [what for what in recognised.told if "FORWARD" in what][:1]
+        assert "ChainInsertMode: Append" in told
+        assert "mangle" in told
+        assert between.daemon.status()["state"] in {"enforcing", "degraded"}
+
+
+@pytest.mark.kernel
+def test_whenever_packets_passed_an_exposure_is_told(laboratory: None) -> None:
+    """dockerd's start is a burst of some thirty commands: it displaces anew while the last time is put right.
+
+    On nft. A legacy tool lets go of its lock, which is all that is heard of it, only after its rules are in force.
+    """
+    neighbour = NEIGHBOURS["dockerd 20.10"]
+    (restart,) = (action for action in neighbour.actions if action.name == "dockerd restart")
+    with neighbour.stage("nft") as stage, guarded(stage) as guard:
+        runs = guard.runs(restart, 6)
+    assert all(run.repairs for run in runs)
+    assert max(run.untold_ms for run in runs) <= SCHEDULING
