@@ -246,6 +246,9 @@ class Daemon:
             return
         if now >= due.relink:
             due.relink = float("inf")
+            # Foreign rules often come with links: who wrote them is asked first, and what is wrong told as of now.
+            heard = self._witness.heard(self._turned) if self._witness.events else None
+            self._reconciler.wake(heard or Wake(now, exact=False))
             self._reconciler.relink()
         if now >= due.resync or now >= due.retry:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
