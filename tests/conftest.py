@@ -27,9 +27,10 @@ _SYSCTLS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What test_chaos.py takes."""
+    """What test_chaos.py takes, and test_captures.py."""
     parser.addoption("--chaos-seconds", default="8", help="how long chaos reigns, for each backend")
     parser.addoption("--chaos-seed", default=None, help="the number that a failed run has printed")
+    parser.addoption("--captures", type=Path, metavar="FOLDER", help="captured rulesets to try, instead of our own")
 
 
 def _printed(*command: str) -> str:
@@ -67,11 +68,6 @@ def _machine() -> dict[str, str]:
         path = Path("/proc/sys") / key
         state[key] = path.read_text().strip() if path.exists() else ""
     return state
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """What is tried by hand, or where the suite is told to take longer."""
-    parser.addoption("--captures", type=Path, metavar="FOLDER", help="captured rulesets to try, instead of our own")
 
 
 @pytest.fixture(scope="session", autouse=True)
