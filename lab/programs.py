@@ -143,9 +143,9 @@ class Firewalld:
         self.bus.start()
         self.daemon.start()
 
-    def __call__(self, *arguments: str) -> str:
+    def __call__(self, *arguments: str, check: bool = True) -> str:
         """firewall-cmd; what it printed."""
-        return self.node.run(["firewall-cmd", *arguments]).stdout
+        return self.node.run(["firewall-cmd", *arguments], check=check).stdout
 
 
 class Ufw:

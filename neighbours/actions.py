@@ -329,7 +329,7 @@ _FIREWALLD = (
     Action(
         "first direct rule",
         lambda stage: stage.program("--direct", "--add-rule", *_DIRECT),
-        prepare=lambda stage: stage.program("--reload"),
+        prepare=lambda stage: stage.program("--reload", check=False),
     ),
 )
 _BOTH = (

@@ -17,8 +17,8 @@ from neighbours.measure import PLACES, RATE, Run
 
 BEGIN, END = "<!-- made by make neighbours -->", "<!-- end -->"
 HEAD = (
-    "| program | action | backend | what it did to our rules | right again after: median, worst | "
-    "passed FORWARD: with, without | DOCKER-USER | mangle |\n|---|---|---|---|---|---|---|---|\n"
+    "| program | action | backend | runs | what it did to our rules | right again after: median, worst | "
+    "passed FORWARD: with, without | DOCKER-USER | mangle |\n|---|---|---|---|---|---|---|---|---|\n"
 )
 FOR_GOOD, ALWAYS, NOTHING = "for good", "accepted above", "nothing"
 
@@ -117,7 +117,9 @@ def line(row: dict[str, Any]) -> str:
     again = f"{median(exposed):.0f} ms, {exposed[-1]:.0f} ms" if exposed else "-"
     what = row["did"] + ("; its command fails" if row["complains"] else "")
     places = (f"{_shown(row['with'][place])}; {_shown(row['without'][place])}" for place in PLACES)
-    return f"| {' | '.join((row['program'], row['action'], row['backend'], what, again, *places))} |\n"
+    return (
+        f"| {' | '.join((row['program'], row['action'], row['backend'], str(row['runs']), what, again, *places))} |\n"
+    )
 
 
 def _shown(passed: str | list[int]) -> str:
