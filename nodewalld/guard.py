@@ -254,9 +254,10 @@ class Guard:
                 continue
             except FirewallError:
                 pinned = self._led_to(table, planned.deleted)
-                if not pinned:
+                overtaken = stale < _STALE_ATTEMPTS and before != self.firewall.stamp()
+                if not pinned and not overtaken:
                     raise
-                state.pinned |= pinned
+                state.pinned, stale = state.pinned | pinned, stale + overtaken
                 continue
             self.own_pids.add(writer)
             self.made |= {(table, command[3:]) for command in planned.commands if command.startswith("-N ")}

@@ -6,7 +6,7 @@ Each disturbance is repaired twice: by the guard as it is, and by one whose ever
 import random
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -245,6 +245,34 @@ def test_a_plan_that_somebody_overtakes_is_made_anew_and_touches_nothing_of_thei
             assert settled.commits == 1, name
             assert here.foreign() == expected[0], name
         argv([here.tool, "-t", "nat", "-X", "ELSEWHERE"])
+
+
+class Interrupted(Slow):
+    """Somebody does something just before iptables-restore writes."""
+
+    intrusions: Sequence[Callable[[], object]] = ()
+
+    def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:
+        if self.intrusions:
+            self.intrusions[0]()
+            self.intrusions = self.intrusions[1:]
+        return super().apply(planned, observed, stamp)
+
+
+@in_own_namespace
+def test_a_plan_of_which_the_tool_finds_nothing_any_more_is_made_anew_at_once() -> None:
+    """And not after a second: the flush that overtook it may have been the last event."""
+    with world(Family.IPV4) as here:
+        slow = Interrupted(Family.IPV4, NftablesReader())
+        guard = Guard(slow)
+        guard.desired = here.guards["fast"].desired
+        guard.settle(Table.FILTER)
+        here.run("{t} -I FORWARD -j ACCEPT")
+        slow.intrusions = [lambda: here.run("{t} -F FORWARD")]
+        assert guard.settle(Table.FILTER).commits == 1
+        assert guard.settle(Table.FILTER).commits == 0
+        assert not slow.intrusions
+        slow.close()
 
 
 @in_own_namespace
