@@ -32,7 +32,6 @@ from nodewalld.governor import Governor
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
 from nodewalld.kernel.tracerule import sweep
-from nodewalld.reconciler import Reconciler
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.heart import Heart
@@ -45,6 +44,7 @@ from nodewalld.service.state import StateFolder
 from nodewalld.service.tenure import LONGEST, Tenure
 from nodewalld.service.wire import Refused
 from nodewalld.setbook import SetBook
+from nodewalld.shielded import ShieldedReconciler
 from nodewalld.surroundings import Surroundings
 from nodewalld.witness import Witness
 
@@ -93,7 +93,7 @@ class Daemon:
         self._history, self._summary, self._metrics = History(), Summary(), Metrics()
         self._links, self._link_events = Links(), LinkEvents()
         self._disk = state = StateFolder(folders.state)
-        self._reconciler = Reconciler(
+        self._reconciler = ShieldedReconciler(
             environment=self._environment, state=state, runtime_dir=folders.runtime, record=self._record
         )
         self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
@@ -357,6 +357,7 @@ class Daemon:
             neighbours=self._surroundings.neighbours,
             bypasses=self._surroundings.bypasses,
             families=families,
+            shield=reconciler.shield,
         )
 
     def _record(self, event: Event) -> None:

@@ -25,6 +25,8 @@ LAYERS = {
     "cutter": {"core", "kernel"},
     "removal": {"core", "kernel", "guard", "memory"},
     "reconciler": {"core", "kernel", "service", "guard", "memory", "keeper", "cutter", "removal"},
+    "shield": {"core", "kernel"},
+    "shielded": {"core", "reconciler", "shield"},
     "follower": {"core", "configuration"},
     "setbook": {"core", "configuration", "service", "follower"},
     "governor": {"core", "configuration", "kernel", "service", "reconciler", "setbook"},
@@ -43,6 +45,7 @@ LAYERS = {
         "setbook",
         "governor",
         "desk",
+        "shielded",
     },
     "commands": {
         "core",
@@ -54,6 +57,7 @@ LAYERS = {
         "guard",
         "memory",
         "reconciler",
+        "shielded",
         "daemon",
     },
 }

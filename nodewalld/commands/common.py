@@ -33,6 +33,9 @@ class Offline(Protocol):
     def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
         """Our rules as the kernel has them, in packet order."""
 
+    def iptables_only(self, config_dir: Path) -> list[dict[str, Any]]:
+        """What of a configuration the shield doesn't carry, and why."""
+
     def compiled(self, config_dir: Path) -> str:
         """The desired rules as iptables text."""
 

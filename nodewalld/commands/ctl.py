@@ -71,17 +71,19 @@ def _show(args: argparse.Namespace, tools: Tools) -> int:
             text = tools.offline().compiled(args.config)
         else:
             rows = tools.offline().show(args.config, args.state_dir)
+            only = tools.offline().iptables_only(args.config)
     if args.compiled:
         if args.json:
             print_json({"compiled": text})
         else:
             print_lines(text.splitlines())
     elif args.json:
-        print_json({"rules": rows})
+        print_json({"rules": rows, "iptables_only": only})
     else:
         from nodewalld.commands import rules  # noqa: PLC0415 - heavy
 
         print_lines(rules.show(rows, render.Paint(sys.stdout)))
+        print_lines(rules.iptables_only(only, render.Paint(sys.stdout)))
     return GOOD
 
 

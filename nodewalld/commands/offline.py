@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nodewalld.commands import shielding
 from nodewalld.configuration.load import load
 from nodewalld.core.config import Config, Problem, Where
 from nodewalld.core.decide import decide, kernel_set_name
@@ -27,9 +28,10 @@ from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
 from nodewalld.kernel.survey import survey as take_survey
 from nodewalld.memory import Memory
-from nodewalld.reconciler import Reconciler, Refused, choose_backend, open_firewall
+from nodewalld.reconciler import Refused, choose_backend, open_firewall
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.state import StateFolder
+from nodewalld.shielded import ShieldedReconciler
 
 _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
 
@@ -59,6 +61,8 @@ def compiled(config_dir: Path) -> str:
             lines += [f"-A {chain.name} {line.text}" for chain in content.chains for line in chain.lines]
             lines += [f"-A {place.chain} {place.text}" for place in content.placements]
             parts.append("\n".join((f"# {family}", f"*{table}", *lines, "COMMIT")))
+    if shield := shielding.wanted(config, environment()):
+        parts.append("\n".join(("# nft", *shield.lines())))
     return "\n".join(parts) + "\n" if parts else ""
 
 
@@ -123,6 +127,7 @@ def plan(config_dir: Path, state_dir: Path) -> dict[str, list[dict[str, Any]]]:
             different = differences(planned, wanted.tables.get(table, DesiredTable()), observed)
             chains.extend(chain.to_json() for chain in different)
         firewall.close()
+    changes.extend(shielding.changes(config, environment()))
     return {"changes": changes, "chains": chains}
 
 
@@ -176,7 +181,12 @@ def show(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
                 with firewall.exclusive():
                     rows.extend(_rows(family, table, firewall.counters(table), entries))
         firewall.close()
-    return rows
+    return [*rows, *shielding.rows(config, environment())]
+
+
+def iptables_only(config_dir: Path) -> list[dict[str, Any]]:
+    """What of a configuration the shield doesn't carry, and why."""
+    return shielding.iptables_only(load(config_dir), environment())
 
 
 def _rows(family: Family, table: Table, text: str, entries: Entries) -> Iterator[dict[str, Any]]:
@@ -218,7 +228,9 @@ def _rows(family: Family, table: Table, text: str, entries: Entries) -> Iterator
 def remove(state_dir: Path) -> dict[str, Any]:
     """Take everything of ours out of the kernel, without a daemon."""
     state = StateFolder(state_dir)
-    reconciler = Reconciler(environment=environment, state=state, runtime_dir=state_dir, record=lambda _event: None)
+    reconciler = ShieldedReconciler(
+        environment=environment, state=state, runtime_dir=state_dir, record=lambda _event: None
+    )
     AdditionStore(state).write({})
     try:
         return {"removed": reconciler.remove()}

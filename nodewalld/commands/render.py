@@ -120,6 +120,8 @@ class _Overview:
         in_place = f"{rules.get('in_place', '?')} of {rules.get('desired', '?')} in place{_families(value)}"
         yield from self._labelled("rules", in_place)
         yield from self._labelled("backend", str(value.get("backend") or "none in use"))
+        if value.get("shield"):
+            yield from self._labelled("shield", _shield(value["shield"]))
         yield from self._config(value.get("config") or {})
         last = value.get("last_repair") or {}
         when = f", last {time(last.get('time'))}:" if last else ""
@@ -181,6 +183,14 @@ def _exposures(exposed: Json) -> str:
     return f"{count(times, 'time')} since {since}, {length}{f', by {by}' if by else ''}"
 
 
+def _shield(shield: Json) -> str:
+    words = str(shield.get("state"))
+    if shield.get("rules"):
+        words += f", {count(shield['rules'], 'rule')}"
+    only = shield.get("iptables_only") or ()
+    return words + (f"; {count(len(only), 'entry')} in iptables only (nodewallctl show)" if only else "")
+
+
 def _families(value: Json) -> str:
     """Told only when they differ: IPv4 and IPv6 fail apart."""
     states: Json = value.get("families") or {}
@@ -207,8 +217,9 @@ def event(value: Json, paint: Paint) -> Iterator[str]:
         told = "; ".join(filter(None, (printable(str(value.get("what") or "")), flows)))
         return columns((*start, told), (*_HISTORY[:2], paint.width - sum(_HISTORY[:2]) - 2))
     exposed, by = value.get("exposed_ms"), value.get("by") or {}
+    six = "6" if value.get("family") == "ipv6" else ""
     cells = (
-        printable(f"{'6 ' if value.get('family') == 'ipv6' else ''}{value.get('table')} {value.get('chain')}"),
+        printable(" ".join(filter(None, (six, value.get("table"), value.get("chain"))))),
         printable(str(value.get("reason") or "")),
         f"{'' if exposed is None else duration(exposed):>8}",
         "; ".join(filter(None, (printable(str(by.get("name") or by.get("comm") or "")), flows))),

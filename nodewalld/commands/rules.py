@@ -102,6 +102,15 @@ def show(rows: Iterable[Json], paint: Paint) -> Iterator[str]:
         yield "No rule of nodewalld is in force."
 
 
+def iptables_only(entries: Sequence[Json], paint: Paint) -> Iterator[str]:
+    """What stands in iptables alone, and why; nothing where the shield has everything."""
+    if entries:
+        yield ""
+        yield paint("iptables only (not in the shield)", "bold")
+    for one in entries:
+        yield f"  {printable(str(one.get('entry'))):24} {printable(str(one.get('reason')))}"
+
+
 def _entry(row: Json) -> str:
     return _named(row.get("entries") or ()) or printable(str(row.get("entry") or ""))
 

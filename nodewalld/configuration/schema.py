@@ -41,7 +41,17 @@ from nodewalld.configuration.values import (
     resync,
 )
 from nodewalld.configuration.zones import SERVICE, ZONE, zones
-from nodewalld.core.config import Config, DaemonConfig, Failsafe, JumpEntry, Problem, SetEntry, SetFile, Where
+from nodewalld.core.config import (
+    Config,
+    DaemonConfig,
+    Failsafe,
+    JumpEntry,
+    Problem,
+    SetEntry,
+    SetFile,
+    ShieldMode,
+    Where,
+)
 from nodewalld.core.words import Backend, Network
 
 RESERVED_SETS = (
@@ -102,6 +112,13 @@ _DAEMON = Section(
             "a folder in which `nodewalld.prom` is written for node_exporter's textfile collector, see "
             '[metrics.md](metrics.md); an absolute path, or `""` for none',
             default="",
+        ),
+        "shield": Key(
+            choice({mode.value: mode for mode in ShieldMode}),
+            "whether refusals stand in a table of our own as well, `inet nodewalld`, which no iptables tool touches, "
+            'see [shield.md](shield.md): `"auto"`, where the kernel has nf_tables; `"off"`, never; `"require"`, and a '
+            "configuration is refused where it can't be",
+            default="auto",
         ),
     },
 )

@@ -125,6 +125,14 @@ NOWHERE = Where("", 0)
 """The place of a table that was left out."""
 
 
+class ShieldMode(StrEnum):
+    """Whether the refusals stand in a table of our own as well."""
+
+    AUTO = "auto"
+    OFF = "off"
+    REQUIRE = "require"
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """`[daemon]`. `backend` None means auto; `resync` is in seconds; `mark` is one bit."""
@@ -135,6 +143,7 @@ class DaemonConfig:
     yield_to: tuple[str, ...] = ("cali-*", "KUBE-ROUTER-*", "AZURE-NPM*")
     mark: int = 0x1000
     metrics: str = ""
+    shield: ShieldMode = ShieldMode.AUTO
     where: Where = field(default=NOWHERE, compare=False)
 
 

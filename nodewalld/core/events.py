@@ -291,11 +291,41 @@ class Bypass:
         return {"kind": self.kind, "what": printable(self.what)}
 
 
+SHIELD = "shield"
+"""Stands where a table is named, for our own table of nf_tables."""
+
+
+class ShieldState(StrEnum):
+    """How the shield stands."""
+
+    OWNED = "owned"  # nobody else can change it
+    GUARDED = "guarded"  # put back when somebody has
+    EMPTY = "empty"  # there is nothing for it to refuse
+    OFF = "off"
+    UNAVAILABLE = "unavailable"  # no nf_tables in this kernel
+    FAILING = "failing"
+
+
+@dataclass(frozen=True, slots=True)
+class ShieldStatus:
+    """How the shield stands. `iptables_only`: what of the configuration it doesn't carry, and why."""
+
+    mode: str = "off"
+    state: ShieldState = ShieldState.OFF
+    rules: int = 0
+    iptables_only: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """`shield` in `status --json`."""
+        only = [{"entry": entry, "reason": reason} for entry, reason in self.iptables_only]
+        return {"mode": self.mode, "state": self.state.value, "rules": self.rules, "iptables_only": only}
+
+
 class Count(NamedTuple):
-    """What one rule of an entry has seen; `target` is "" for a rule that only counts."""
+    """What one rule of an entry has seen; `target` is "" for a rule that only counts, `table` may be SHIELD."""
 
     family: Family
-    table: Table
+    table: str
     chain: str
     entry: str
     target: str
@@ -342,6 +372,7 @@ class Status:
     bypasses: tuple[Bypass, ...] = ()
     families: Mapping[Family, State] = field(default_factory=dict)
     note: str = ""
+    shield: ShieldStatus = ShieldStatus()
 
     def sentence(self) -> str:
         """The line of `systemctl status`."""
@@ -382,5 +413,6 @@ class Status:
             "neighbours": [one.to_json() for one in self.neighbours],
             "bypasses": [one.to_json() for one in self.bypasses],
             "note": self.note or None,
+            "shield": self.shield.to_json(),
             "families": {family.value: state.value for family, state in self.families.items()},
         }

@@ -51,6 +51,7 @@ BODY = HEADER.size + NFGENMSG.size
 """Where the attributes of a netfilter message begin."""
 
 _TRUNC, _DONTWAIT = int(socket.MSG_TRUNC), int(socket.MSG_DONTWAIT)  # flags are slow to combine
+_SO_SNDBUFFORCE = 32
 _SO_RCVTIMEO = struct.Struct("@ll")
 _ANSWER_LIMIT = 10  # seconds; the kernel answers at once, or something is very wrong
 _ATTEMPTS = 20  # with a foreign transaction every few milliseconds one in two dumps is interrupted
@@ -117,8 +118,9 @@ class NetlinkSocket:
     Not to be shared between threads: answers are told apart by their sequence number alone.
     """
 
-    def __init__(self, protocol: int = NETLINK_NETFILTER) -> None:
-        self._protocol = protocol
+    def __init__(self, protocol: int = NETLINK_NETFILTER, *, largest: int = 0) -> None:
+        """`largest`: bytes of the largest batch that is ever sent; 0 leaves it to the kernel's default."""
+        self._protocol, self._largest = protocol, largest
         self._sequence = 0
         self._buffer = bytearray(1 << 17)
         self._socket = self._open()
@@ -127,6 +129,9 @@ class NetlinkSocket:
         fresh = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol)
         # A limit kept by the kernel: Python's own would cost a poll() per datagram.
         fresh.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SO_RCVTIMEO.pack(_ANSWER_LIMIT, 0))
+        if self._largest:
+            with contextlib.suppress(OSError):
+                fresh.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._largest)
         fresh.bind((0, 0))
         return fresh
 

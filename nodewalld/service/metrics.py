@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from nodewalld.core.events import Count, Event, Kind, State, Status
+from nodewalld.core.events import SHIELD, Count, Event, Kind, ShieldState, State, Status
 
 FILE_NAME = "nodewalld.prom"
 
@@ -126,7 +126,7 @@ class _Book:
         if by not in self._culprits and len(self._culprits) >= _CULPRITS_MAX:
             by = "other"
         self._culprits.add(by)
-        table = event.table.value if event.table else "ipset"
+        table = event.table.value if event.table else "ipset" if event.family else SHIELD
         family = event.family.value if event.family else ""
         reason = event.reason.value if event.reason else ""
         self._repairs.labels(family, table, event.chain or "", reason, by).inc()
@@ -176,6 +176,9 @@ class _Moment:
         yield gauge("family_enforcing", "1 while a family is wholly in force.", ("family",), families)
         yield gauge("rules_desired", "Rules that there should be.", (), {(): status.desired})
         yield gauge("rules_in_place", "Rules that stand right.", (), {(): status.in_place})
+        shield = {(state.value,): float(state is status.shield.state) for state in ShieldState}
+        yield gauge("shield", "1 for how the shield stands.", ("state",), shield)
+        yield gauge("shield_rules", "Rules of the shield.", (), {(): status.shield.rules})
         yield gauge("config_generation", "How many configurations were taken.", (), {(): config.generation})
         yield gauge("config_loaded_timestamp_seconds", "When it was taken.", (), {(): loaded})
         yield gauge("config_refused", "1 while what is on the disk is refused.", (), {(): bool(config.error)})
@@ -199,7 +202,7 @@ def _summed(counts: Iterable[Count]) -> dict[tuple[str, ...], tuple[int, int]]:
     """Several rules of one entry may have one target in one chain: one time series."""
     found: dict[tuple[str, ...], tuple[int, int]] = {}
     for one in counts:
-        key = (one.family.value, one.table.value, one.chain, one.entry, one.target)
+        key = (one.family.value, str(one.table), one.chain, one.entry, one.target)
         packets, octets = found.get(key, (0, 0))
         found[key] = packets + one.packets, octets + one.octets
     return found

@@ -11,6 +11,7 @@ x-NAME refuses.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
+from nodewalld.core.common import own_networks
 from nodewalld.core.config import Action, Destination
 from nodewalld.core.decide import IPVS_SET, Judgement, Source, kernel_set_name
 from nodewalld.core.iptables.matches import (
@@ -19,7 +20,6 @@ from nodewalld.core.iptables.matches import (
     local_words,
     log_words,
     origin_words,
-    own_addresses,
     port_words,
     refusal_words,
     source_words,
@@ -159,8 +159,8 @@ class Gates:
                         match = origin_words(service, ("--ctorigdst", str(network)))
                         self._add(chain, match, judge, entry=j.entry)
         if any(j.dialled is Destination.LOCAL for j in self.second):
-            for address in own_addresses(self.writer.decisions):
-                self._add(chain, ("-m", "conntrack", "--ctorigdst", address), ("-j", local_chain))
+            for network in own_networks(self.writer.decisions):
+                self._add(chain, ("-m", "conntrack", "--ctorigdst", str(network)), ("-j", local_chain))
         if self.zones:
             # Whatever was dialled: addresses of load balancers are held by no interface, and still lead to this node.
             self._add(chain, ("-j", ZONES_ORIGIN))

@@ -72,15 +72,6 @@ def local_words(family: Family) -> tuple[tuple[str, ...], ...]:
     return (("-m", "addrtype", "--dst-type", "LOCAL,ANYCAST"), ("-m", "addrtype", "--dst-type", "MULTICAST"))
 
 
-def own_addresses(decisions: Decisions) -> tuple[str, ...]:
-    """The addresses of this node that a client can have dialled before a DNAT."""
-    if decisions.family is Family.IPV4:
-        return tuple(f"{address}/32" for address in decisions.addresses)
-    # Link-local ones come and go with every pod's veth, and are never anybody else's.
-    others = (f"{address}/128" for address in decisions.addresses if not address.lower().startswith("fe80:"))
-    return ("fe80::/10", *others)
-
-
 def log_words(refusal: Refusal) -> Iterator[tuple[str, ...]]:
     """The rate-limited LOG rule of a refusal, if it has one."""
     if refusal.log_prefix:

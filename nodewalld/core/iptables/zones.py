@@ -9,20 +9,16 @@ zo-NAME do the same for packets that somebody's DNAT has rewritten, by what was 
 members-1 are for the first judgement where a zone is not enforced.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from nodewalld.core.common import ICMP, ICMPV6, zone_members
 from nodewalld.core.config import Action
-from nodewalld.core.decide import ZoneDecision, prefix_length
+from nodewalld.core.decide import ZoneDecision
 from nodewalld.core.iptables.matches import origin_words, port_words, refusal_words, source_words
 from nodewalld.core.iptables.writer import Writer, chain_name
 from nodewalld.core.words import Family, Table
 
 ZONES, ZONES_ORIGIN, _ZONES_FIRST = (chain_name("", name) for name in ("zones", "zones-o", "zones-1"))
-
-# Destination unreachable, time exceeded, parameter problem, echo request (RFC 792).
-_ICMP = ("3", "11", "12", "8")
-# Errors, multicast listener discovery, neighbour and router discovery, their inverse and secure forms (RFC 4890).
-_ICMPV6 = (*map(str, range(1, 5)), *map(str, range(128, 138)), "141", "142", "143", "148", "149")
 
 
 def first_zones(zones: Sequence[ZoneDecision]) -> str:
@@ -43,21 +39,13 @@ def write_zones(writer: Writer, zones: Sequence[ZoneDecision]) -> None:
             writer.add(Table.MANGLE, icmp, "zones", ("-p", protocol), each, ("-j", "RETURN"))
         writer.add(Table.MANGLE, first, "zones", ("-g", members))
         writer.add(Table.MANGLE, icmp, "zones", ("-g", members))
-        for zone, words in _members(zones):
+        for zone, member in zone_members(zones):
+            words = ("-i", member) if isinstance(member, str) else source_words(member)
             judged = zone.verdict.enforce or first != _ZONES_FIRST
             target = ("-g", chain_name(kind, zone.name)) if judged else ("-j", "RETURN")
             writer.add(Table.MANGLE, members, zone.entry, words, target)
     for zone in zones:
         _write_zone(writer, zone)
-
-
-def _members(zones: Sequence[ZoneDecision]) -> Iterator[tuple[ZoneDecision, Sequence[str]]]:
-    sources = [(source, zone) for zone in zones for source in zone.sources]
-    for source, zone in sorted(sources, key=lambda pair: -prefix_length(pair[0])):
-        yield zone, source_words(source)
-    interfaces = [(name, zone) for zone in zones for name in zone.interfaces]
-    for name, zone in sorted(interfaces, key=lambda pair: (pair[0].endswith("+"), -len(pair[0]))):
-        yield zone, ("-i", name)
 
 
 def _write_zone(writer: Writer, zone: ZoneDecision) -> None:
@@ -81,6 +69,6 @@ def _essential(family: Family) -> tuple[str, list[tuple[str, ...]], list[tuple[s
     """What IP itself needs: the family's ICMP and its types that pass, and what else passes."""
     if family is Family.IPV4:
         dhcp = ("-p", "udp", "-m", "udp", "--dport", "68")
-        return "icmp", [("-m", "icmp", "--icmp-type", number) for number in _ICMP], [("-p", "2"), dhcp]
+        return "icmp", [("-m", "icmp", "--icmp-type", str(number)) for number in ICMP], [("-p", "2"), dhcp]
     dhcpv6 = ("-s", "fe80::/10", "-p", "udp", "-m", "udp", "--dport", "546")
-    return "ipv6-icmp", [("-m", "icmp6", "--icmpv6-type", number) for number in _ICMPV6], [dhcpv6]
+    return "ipv6-icmp", [("-m", "icmp6", "--icmpv6-type", str(number)) for number in ICMPV6], [dhcpv6]
