@@ -1,0 +1,58 @@
+"""A node refused by iptables alone, by the shield alone, or by both."""
+
+from lab.daemon import Daemon
+from lab.node import FAMILIES, Node, wait_for
+
+_RAISE = """
+import sys
+from pathlib import Path
+from nodewalld.commands import offline, shielding
+from nodewalld.configuration.load import load
+from nodewalld.kernel.nftshield import ShieldTable, stamp
+table, shield = ShieldTable(), shielding.wanted(load(Path(sys.argv[1])), offline.environment())
+if shield:
+    table.write(shield, stamp(shield))
+    assert table.holds_rules(shield) and table.holds_sets(shield)
+else:
+    table.remove()
+"""
+_TAKE_OUT = "from nodewalld.kernel.nftshield import ShieldTable; ShieldTable().remove()"
+PLAIN = {"NODEWALLD_PLAIN_SHIELD": "1"}
+
+
+def raise_alone(daemon: Daemon) -> None:
+    """Write the shield of a daemon's configuration, by nobody who stays."""
+    daemon.node.run([daemon.node.python(), "-c", _RAISE, str(daemon.config_directory)])
+
+
+def take_out(node: Node) -> None:
+    """Take the shield out, which its owner has left."""
+    node.run([node.python(), "-c", _TAKE_OUT])
+
+
+def empty_iptables(node: Node) -> None:
+    """Empty our chains in iptables, as if they had never been written."""
+    for family in FAMILIES:
+        script, table = [], ""
+        for line in node.rules(family).splitlines():
+            if line.startswith("*"):
+                table = line
+                script.append(table)
+            elif line.startswith(":NODEWALL-"):
+                script.append(f"{line.split()[0]} - [0:0]")
+            elif line == "COMMIT":
+                script.append(line)
+        tool = "iptables" if family == "ipv4" else "ip6tables"
+        node.run([f"{tool}-{node.backend}-restore", "-w", "--noflush"], stdin="\n".join(script) + "\n")
+
+
+def stands(node: Node) -> bool:
+    """Whether there is a table of ours."""
+    return "table inet nodewalld" in node.run("nft list tables").stdout
+
+
+def raised(node: Node) -> None:
+    """Wait until the table stands with a rule that drops."""
+    wait_for(
+        lambda: "drop" in node.run("nft list table inet nodewalld", check=False).stdout, what="the shield to stand"
+    )

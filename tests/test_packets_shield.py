@@ -1,0 +1,205 @@
+"""With iptables alone, the shield alone, or both: the same are let through, whatever the configuration says."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import ask
+from packets import OPEN, TIMEOUT, dial, dial_from, verdicts
+from pages import section
+from shields import raise_alone, take_out
+from stacks import build
+from test_examples import STACKS, text_of
+from test_packets import EVERYTHING, EXTERNAL, matrix
+from test_random_configurations import written
+
+from lab.daemon import Daemon
+from lab.node import (
+    ALLOWED,
+    ALLOWED_2,
+    BEYOND,
+    BROADCAST_OR_ANYCAST,
+    CLUSTER_ADDRESS,
+    CLUSTER_NODE,
+    FAMILIES,
+    LOOPBACK,
+    MULTICAST,
+    NODE,
+    POD1,
+    REMOTE_POD,
+    STRANGER,
+    STRANGER_2,
+    Node,
+)
+from lab.traffic import Probe, Verdict, serve, serve_cluster
+from nodewalld.service import client
+
+pytestmark = pytest.mark.kernel
+
+OFF = '[daemon]\nshield = "off"\n'
+CONFIGURATIONS, PROBES = 9, 70
+PORTS = list(range(7001, 7009))
+
+
+def put(daemon: Daemon, text: str, more: str = "") -> None:
+    daemon.configure({"nodewalld.toml": text, "conf.d/more.toml": more})
+    client.call(daemon.runtime_directory / "control.sock", {"command": "reload"}, 30.0)
+
+
+def three_ways(daemon: Daemon, text: str, probes: dict[str, Probe]) -> dict[str, dict[str, Verdict]]:
+    """How each attempt ends with iptables alone, with the shield as well, and with the shield alone."""
+    found = {}
+    put(daemon, text, OFF)
+    found["iptables"] = verdicts(daemon.node, probes)
+    put(daemon, text)
+    assert daemon.ctl("plan").returncode == 0
+    found["both"] = verdicts(daemon.node, probes)
+    ask(daemon, "remove")
+    raise_alone(daemon)
+    found["shield"] = verdicts(daemon.node, probes)
+    take_out(daemon.node)
+    return found
+
+
+def differences(found: dict[str, dict[str, Verdict]], *, whole: bool) -> list[str]:
+    """What is not as it should be; `whole`: the shield carries all that iptables does, so it can be judged alone."""
+    wrong = []
+    for name in found["iptables"]:
+        # Nobody may hold the address that was dialled: whether that is told in time is the neighbour cache's to say.
+        ends = {way: TIMEOUT if each[name] is Verdict.UNREACHABLE else each[name] for way, each in found.items()}
+        alone, iptables = ends["shield"] is OPEN, ends["iptables"] is OPEN
+        if ends["both"] is not ends["iptables"] or (whole and alone != iptables):
+            wrong.append(f"{name}: {ends}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def cluster(laboratory: None) -> Iterator[Node]:
+    """Kube-proxy's rules, a Service's external address, and listeners on all the ports that are asked for."""
+    with Node("nft") as made:
+        made.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
+        serve_cluster(made)
+        for ns in ("node", "beyond", "pod1"):
+            serve(made, ns, tcp=PORTS, udp=PORTS)
+        for family, pod in (("ipv4", POD1.ipv4), ("ipv6", f"[{POD1.ipv6}]")):
+            tool = "iptables" if family == "ipv4" else "ip6tables"
+            to = f"-p tcp --dport 7001:7004 -j DNAT --to-destination {pod}"
+            made.run(f"{tool} -t nat -A PREROUTING -d {EXTERNAL.of(family)} {to}")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(cluster: Node) -> Daemon:
+    return Daemon(cluster, "").wait_ready()
+
+
+def _addresses(dice: random.Random) -> list[str]:
+    known = [STRANGER, ALLOWED, ALLOWED_2, CLUSTER_NODE, REMOTE_POD]
+    some = [dice.choice(known).of(family) for family in FAMILIES for _ in range(2)]
+    return dice.sample([*some, "10.90.0.0/24", "fd90::/64", "@some", "@none", "203.0.113.0/29"], dice.randint(0, 4))
+
+
+def _ports(dice: random.Random) -> list[Any]:
+    spans = [f"{first}-{min(first + dice.randint(0, 3), 7008)}" for first in dice.sample(PORTS, 2)]
+    return [*dice.sample(PORTS, 2), *spans[: dice.randint(0, 2)], *([31002] if dice.random() < 0.4 else [])]
+
+
+def configuration(dice: random.Random) -> dict[str, Any]:
+    """Ports that overlap, zones, and routed traffic, of all kinds that the shield knows."""
+    some = [STRANGER_2.ipv4, STRANGER_2.ipv6, "172.18.0.0/16", "fd00:18::/32"]
+    tree: dict[str, Any] = {
+        "failsafe": {
+            "ports": ["22/tcp", "7008/tcp"],
+            "from": [ALLOWED.ipv4, "@some"] if dice.random() < 0.5 else ["any"],
+        },
+        "set": {"some": {"entries": some}, "none": {"entries": []}},
+        "port": [],
+        "forward": [],
+        "zone": {},
+    }
+    for number in range(dice.randint(1, 4)):
+        entry = {
+            "name": f"p{number}",
+            "ports": _ports(dice),
+            "protocol": dice.choice([["tcp"], ["udp"], ["tcp", "udp"]]),
+            "allow": _addresses(dice),
+            "deny": _addresses(dice)[:1],
+            "action": dice.choice(["drop", "drop", "reject", "redirect"]),
+            "from_node": dice.random() < 0.4,
+            "destination": dice.choice(["local", "local", "any", [BEYOND.ipv4, EXTERNAL.ipv4, EXTERNAL.ipv6]]),
+            "enforce": dice.random() < 0.9,
+        }
+        tree["port"].append(entry)
+    for number in range(dice.randint(0, 2)):
+        tree["zone"][f"z{number}"] = {
+            "sources": [[STRANGER.ipv4, STRANGER.ipv6], ["@some", "10.90.0.0/24", "fd90::/64"]][number],
+            "interfaces": dice.choice([[], ["eth0"]]) if number == 0 else [],
+            "ports": dice.sample(["7001/tcp", "7003-7005/udp", "31002/tcp", "7002-7006/tcp"], 2),
+            "target": dice.choice(["drop", "reject", "accept"]),
+        }
+    for number in range(dice.randint(0, 2)):
+        entry = {
+            "name": f"f{number}",
+            "source": dice.choice(["any", "!@some", STRANGER.ipv4, [STRANGER_2.ipv6, STRANGER.ipv6]]),
+            "destination": dice.choice(["any", "any", BEYOND.ipv4, f"!{BEYOND.ipv6}"]),
+            "in": dice.choice(["", "eth0", "!eth0", "eth+"]),
+            "out": dice.choice(["", "eth1", "!eth1"]),
+            "action": dice.choice(["drop", "reject"]),
+        }
+        if dice.random() < 0.6:
+            entry |= {"protocol": dice.choice(["tcp", "udp"]), "ports": _ports(dice)}
+        tree["forward"].append(entry)
+    return tree
+
+
+def attempts(dice: random.Random) -> dict[str, Probe]:
+    """Attempts of all kinds, in both families."""
+    found = {}
+    for _ in range(PROBES):
+        family, protocol = dice.choice(FAMILIES), dice.choice(["tcp", "udp"])
+        port = 31002 if dice.random() < 0.15 else dice.choice(PORTS)
+        to = dice.choice([NODE, NODE, CLUSTER_ADDRESS, EXTERNAL, BEYOND, POD1])
+        source = dice.choice([STRANGER, STRANGER_2, ALLOWED, ALLOWED_2, CLUSTER_NODE, REMOTE_POD])
+        if dice.random() < 0.15:
+            ns, to = dice.choice(["node", "pod1"]), dice.choice([NODE, LOOPBACK, BEYOND])
+            to = NODE if ns == "pod1" and to is LOOPBACK else to
+            probe = dial_from(ns, family, to, port, protocol)
+            found[f"{ns} to {to.of(family)} {port}/{protocol}"] = probe
+        else:
+            if protocol == "udp" and dice.random() < 0.1:
+                to = dice.choice([MULTICAST, BROADCAST_OR_ANYCAST])
+            found[f"{source.of(family)} to {to.of(family)} {port}/{protocol}"] = dial(
+                source, family, to, port, protocol
+            )
+    return found
+
+
+@pytest.mark.parametrize("seed", range(CONFIGURATIONS))
+def test_any_configuration_lets_the_same_through_in_iptables_and_in_the_shield(daemon: Daemon, seed: int) -> None:
+    dice = random.Random(seed)
+    text = written(configuration(dice))
+    wrong = differences(three_ways(daemon, text, attempts(dice)), whole=True)
+    assert not wrong, "\n".join([*wrong, text])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_action_and_destination_alike(daemon: Daemon, family: str) -> None:
+    wrong = differences(three_ways(daemon, EVERYTHING, {n: p for n, (p, _) in matrix(family).items()}), whole=True)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("example", STACKS)
+def test_every_example_alike(laboratory: None, example: str) -> None:
+    """On the stack it is made for; alone where the shield has all of it, not raw rules and places among others'."""
+    rows, text = section(example).rows, text_of(example)
+    with build(STACKS[example], "nft") as node:
+        daemon = Daemon(node, "").wait_ready()
+        probes = {f"{number} {family}": row.probe(family) for number, row in enumerate(rows) for family in FAMILIES}
+        found = three_ways(daemon, text, probes)
+        put(daemon, text)
+        status = ask(daemon, "status")["shield"]
+        wrong = differences(found, whole=not status["iptables_only"])
+        assert not wrong, "\n".join(wrong)
+        assert status["state"] == ("empty" if example in {"any-rule", "protect-pods"} else "owned")
