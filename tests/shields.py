@@ -1,7 +1,7 @@
 """A node refused by iptables alone, by the shield alone, or by both."""
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Node, wait_for
+from lab.node import Node
 
 _RAISE = """
 import sys
@@ -30,29 +30,6 @@ def take_out(node: Node) -> None:
     node.run([node.python(), "-c", _TAKE_OUT])
 
 
-def empty_iptables(node: Node) -> None:
-    """Empty our chains in iptables, as if they had never been written."""
-    for family in FAMILIES:
-        script, table = [], ""
-        for line in node.rules(family).splitlines():
-            if line.startswith("*"):
-                table = line
-                script.append(table)
-            elif line.startswith(":NODEWALL-"):
-                script.append(f"{line.split()[0]} - [0:0]")
-            elif line == "COMMIT":
-                script.append(line)
-        tool = "iptables" if family == "ipv4" else "ip6tables"
-        node.run([f"{tool}-{node.backend}-restore", "-w", "--noflush"], stdin="\n".join(script) + "\n")
-
-
 def stands(node: Node) -> bool:
     """Whether there is a table of ours."""
     return "table inet nodewalld" in node.run("nft list tables").stdout
-
-
-def raised(node: Node) -> None:
-    """Wait until the table stands with a rule that drops."""
-    wait_for(
-        lambda: "drop" in node.run("nft list table inet nodewalld", check=False).stdout, what="the shield to stand"
-    )

@@ -214,6 +214,9 @@ class ShieldTable:
         if held is not None and afresh:
             requests += [adopt(held.flags), taking_out()]
         elif held is not None:
+            if held.flags != self.flags:
+                # By itself: no base chain can be made in a transaction that changes the table's flags.
+                self._commit([adopt(self.flags)])
             content = self._content()
         wanted = {each.name: intervals(each.networks) for each in shield.sets}
         known = {each.name: self._standing(each) for each in shield.sets if each.name in content.sets}
