@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from bench import beside, cost, endurance, exposure, lean, repair
+from bench import beside, cost, endurance, exposure, lean, repair, shield
 from bench.results import Outcome, Scale
 from bench.stage import Stage
 
@@ -18,6 +18,7 @@ ROWS: dict[str, Row] = {
     "sync": cost.syncing,
     "check": cost.check,
     "idle": cost.idle,
+    "shield": shield.cost,
     "memory": lean.memory,
     "start": lean.start,
     "reload": lean.reload,

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from nodewalld.core.blame import Wake
 from nodewalld.core.config import ShieldMode
@@ -25,6 +26,17 @@ PLAIN_VARIABLE = "NODEWALLD_PLAIN_SHIELD"
 
 _NO_NF_TABLES = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
 _NOTHING = Shield()
+_NOTE = "shield"
+
+
+class Notes(Protocol):
+    """What outlives the daemon."""
+
+    def read(self, name: str) -> Mapping[str, Any] | None:
+        """What was written under a name; None when there is nothing."""
+
+    def write(self, name: str, value: Mapping[str, object]) -> bool:
+        """Keep this under a name; whether it could be."""
 
 
 class ShieldError(Exception):
@@ -32,10 +44,13 @@ class ShieldError(Exception):
 
 
 class ShieldKeeper:
-    """For one thread. `error` tells why the table is not as it should be; "" when it is."""
+    """For one thread. `error` tells why the table is not as it should be; "" when it is.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    `notes` are kept for the next daemon, which need not write a table that stands as this one left it.
+    """
+
+    def __init__(self, notes: Notes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._notes, self._clock = notes, clock
         self._table: ShieldTable | None = None
         self._mode = ShieldMode.OFF
         self._wanted = _NOTHING
@@ -113,19 +128,32 @@ class ShieldKeeper:
         return self._table
 
     def _write(self) -> None:
-        """Write the whole table, and find it as it was written."""
+        """Have the whole table, and find it as it was written."""
         table = self._opened()
-        table.write(self._wanted, stamp(self._wanted))
+        if not self._take_over():
+            table.write(self._wanted, stamp(self._wanted))
         if not table.is_mine(table.held()) or not table.holds_rules(self._wanted):
             raise OSError(errno.EIO, f"table inet {TABLE} does not hold what was written")
         self._note()
 
-    def _note(self) -> None:
-        """Remember what a sound table looks like."""
+    def _take_over(self) -> bool:
+        """Whether the table stands as a daemon before this one left it, and is this one's now."""
         table = self._opened()
-        if not table.flags:
-            self._seen = table.generation(), table.fingerprint()
-        self._sound = self._clock()
+        held, noted = table.held(), (self._notes.read(_NOTE) or {}).get("fingerprint")
+        if held is None or not table.may_adopt(held) or table.about() != stamp(self._wanted):
+            return False
+        if table.fingerprint().hex() != noted or not table.holds_sets(self._wanted):
+            return False
+        table.take_over()
+        return True
+
+    def _note(self) -> None:
+        """Remember what the sound table looks like."""
+        table = self._opened()
+        self._seen, self._sound = (table.generation(), table.fingerprint()), self._clock()
+        noted = {"fingerprint": self._seen[1].hex()}
+        if self._notes.read(_NOTE) != noted:
+            self._notes.write(_NOTE, noted)
 
     def _take_out(self) -> None:
         self._opened().remove()

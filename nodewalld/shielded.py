@@ -14,6 +14,7 @@ from nodewalld.core.decide import Decisions
 from nodewalld.core.events import Count, Event, ShieldStatus
 from nodewalld.core.words import Family
 from nodewalld.reconciler import Reconciler, Refused
+from nodewalld.service.state import StateFolder
 from nodewalld.shield import ShieldError, ShieldKeeper
 
 _Followed = tuple[ShieldMode, Mapping[Family, Decisions]]
@@ -22,9 +23,9 @@ _Followed = tuple[ShieldMode, Mapping[Family, Decisions]]
 class ShieldedReconciler(Reconciler):
     """See `Reconciler`; everything that is asked of it, the shield does as well."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, **parts: Any) -> None:
-        super().__init__(clock=clock, **parts)
-        self._shield = ShieldKeeper(clock)
+    def __init__(self, *, state: StateFolder, clock: Callable[[], float] = time.monotonic, **parts: Any) -> None:
+        super().__init__(state=state, clock=clock, **parts)
+        self._shield = ShieldKeeper(state, clock)
         self._followed: _Followed | None = None
 
     @property

@@ -58,7 +58,7 @@ class Guarded:
         found: Counter[str] = Counter()
         for row in json.loads(self.daemon.ctl("show", "--json").stdout)["rules"]:
             if row["family"] == family:
-                found[row["entry"]] += row["packets"] or 0  # what the shield only leads on counts nothing
+                found[row["entry"]] += row["packets"]
         return found
 
     @contextmanager

@@ -26,7 +26,7 @@ SYSTEM = {"memory"}  # wants a Debian with firewalld: see tests/system/test_benc
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
-    [["hot", "legacy", "exposure", "transaction", "sync"], ["check", "start", "reload", "beside"]],
+    [["hot", "legacy", "exposure", "transaction", "sync"], ["check", "start", "reload", "beside", "shield"]],
 )
 def test_every_row_measures_something(laboratory: None, tmp_path: Path, rows: list[str]) -> None:
     command = [sys.executable, "-m", "bench", "--scale", "tiny", "--only", ",".join(rows), "--out", str(tmp_path)]

@@ -35,6 +35,7 @@ from nodewalld.core.config import (
     SetEntry,
     SetFile,
     SetRef,
+    ShieldMode,
     Where,
 )
 from nodewalld.core.words import Backend, Family, Table
@@ -215,11 +216,14 @@ def test_the_daemon_and_the_failsafe_take_every_value_of_the_contract(write: Wri
     config = load(
         write(
             '[daemon]\nbackend = "legacy"\nfamilies = ["ipv6"]\nresync = "1.5m"\nyield_to = []\nmark = 4096\n'
-            'metrics = "/var/lib/node_exporter"\n[failsafe]\nports = ["22/tcp", "60000-61000/udp"]\n'
+            'metrics = "/var/lib/node_exporter"\nshield = "require"\n'
+            '[failsafe]\nports = ["22/tcp", "60000-61000/udp"]\n'
             'from = ["10.0.0.0/8", "@admins"]\n[set.admins]\n'
         )
     )
-    assert config.daemon == DaemonConfig(Backend.LEGACY, (Family.IPV6,), 90.0, (), 0x1000, "/var/lib/node_exporter")
+    folder = "/var/lib/node_exporter"
+    required = ShieldMode.REQUIRE
+    assert config.daemon == DaemonConfig(Backend.LEGACY, (Family.IPV6,), 90.0, (), 0x1000, folder, required)
     assert config.failsafe == Failsafe(
         (ProtocolPorts("tcp", PortRange(22, 22)), ProtocolPorts("udp", PortRange(60000, 61000))),
         Selector((IPv4Network("10.0.0.0/8"), SetRef("admins"))),

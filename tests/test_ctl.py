@@ -112,6 +112,9 @@ class FakeOffline:
     def show(self, config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
         return self._answer("show", config_dir, state_dir)
 
+    def iptables_only(self, config_dir: Path) -> list[dict[str, Any]]:
+        return [{"entry": "rule/raw", "reason": "because"}]
+
     def compiled(self, config_dir: Path) -> str:
         return self._answer("compiled", config_dir)
 
@@ -445,7 +448,12 @@ def test_show_groups_the_rules_by_chain_and_cuts_no_rule(run: Run) -> None:
     assert "-m set --match-set office src -m tcp --dport 1" in text
     assert "nodewalld:" not in text
     assert text.replace(" ", "").count("-x") == 60
-    assert json.loads(run("show", "--json", offline=[ROW])[1]) == {"rules": [ROW]}
+    assert [line.split() for line in lines[-2:]] == [
+        ["iptables", "only", "(not", "in", "the", "shield)"],
+        ["rule/raw", "because"],
+    ]
+    only = [{"entry": "rule/raw", "reason": "because"}]
+    assert json.loads(run("show", "--json", offline=[ROW])[1]) == {"rules": [ROW], "iptables_only": only}
 
 
 def test_show_compiled_prints_iptables_text(run: Run) -> None:

@@ -26,7 +26,7 @@ LAYERS = {
     "removal": {"core", "kernel", "guard", "memory"},
     "reconciler": {"core", "kernel", "service", "guard", "memory", "keeper", "cutter", "removal"},
     "shield": {"core", "kernel"},
-    "shielded": {"core", "reconciler", "shield"},
+    "shielded": {"core", "service", "reconciler", "shield"},
     "follower": {"core", "configuration"},
     "setbook": {"core", "configuration", "service", "follower"},
     "governor": {"core", "configuration", "kernel", "service", "reconciler", "setbook"},

@@ -112,6 +112,14 @@ def guarded(kube_node: Node) -> Iterator[Daemon]:
         yield daemon.wait_ready()
 
 
+@pytest.fixture
+def unshielded(kube_node: Node) -> Iterator[Daemon]:
+    """The same without a shield, for what begins while our rules in iptables are gone: it would not let it begin."""
+    serve_cluster(kube_node)
+    with Daemon(kube_node, {"nodewalld.toml": CONFIG, "conf.d/shield.toml": '[daemon]\nshield = "off"\n'}) as daemon:
+        yield daemon.wait_ready()
+
+
 # --- the rules outlive the daemon
 
 
@@ -137,7 +145,7 @@ def test_after_kill_9_the_rules_stay_and_the_next_daemon_changes_nothing(kube_no
         daemon.start()
         daemon.wait_ready()
         assert len(log) == written
-        assert generation(kube_node) == moved
+        assert generation(kube_node) == moved + 1 + len(FAMILIES)  # each takes the shield over as it is
         assert in_force(daemon)
         assert rules(kube_node) == before
         now = packets_seen(daemon)
@@ -341,16 +349,18 @@ def test_sighup_reloads_and_says_so(guarded: Daemon) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_flow_that_began_in_a_gap_of_a_redirect_is_dead_after_the_repair(guarded: Daemon, family: FamilyName) -> None:
-    node, tool = guarded.node, TOOLS[family]
+def test_a_flow_that_began_in_a_gap_of_a_redirect_is_dead_after_the_repair(
+    unshielded: Daemon, family: FamilyName
+) -> None:
+    node, tool = unshielded.node, TOOLS[family]
     serve(node, "node", tcp=[8200])
     address, stranger, friend = layout.NODE.of(family), layout.STRANGER.of(family), layout.ALLOWED.of(family)
     ssh = Connection(node, "client", source=stranger, to=(address, 22))
     allowed = Connection(node, "client", source=friend, to=(address, RELAY))
     assert not connect(node, "client", source=stranger, to=(address, RELAY)).open
-    at_rest(guarded)
-    since = last_time(guarded)
-    guarded.signal(signal.SIGSTOP)
+    at_rest(unshielded)
+    since = last_time(unshielded)
+    unshielded.signal(signal.SIGSTOP)
     for table, chain in (("nat", "PREROUTING"), *(("mangle", c) for c in ("PREROUTING", "INPUT", "FORWARD"))):
         numbers = [n for n, text in enumerate(node.chain(table, chain, family), 1) if "nodewalld:" in text]
         for number in reversed(numbers):
@@ -360,14 +370,14 @@ def test_a_flow_that_began_in_a_gap_of_a_redirect_is_dead_after_the_repair(guard
     assert through_dnat.alive()
     assert listener.alive()
     all_is_acknowledged(node)
-    guarded.signal(signal.SIGCONT)
+    unshielded.signal(signal.SIGCONT)
     repairs = wait_events(
-        guarded, lambda seen: sum(event["flows_deleted"] for event in seen) >= 1, "repair", since=since
+        unshielded, lambda seen: sum(event["flows_deleted"] for event in seen) >= 1, "repair", since=since
     )
     # The listener's flow is not deleted but starved, see the next test.
     assert sum(event["flows_deleted"] for event in repairs) == 1
     assert all(event["table"] == "nat" for event in repairs if event["flows_deleted"])
-    wait_in_force(guarded)
+    wait_in_force(unshielded)
     assert not through_dnat.alive(timeout=1)
     assert not listener.alive(timeout=1)
     assert allowed.alive()
@@ -380,13 +390,13 @@ def all_is_acknowledged(node: Node) -> None:
         wait_for(lambda ns=ns: "unacked:" not in node.run("ss -tino state established", ns=ns).stdout, what="ACKs")
 
 
-def test_a_flow_whose_server_repeats_itself_after_the_repair_is_dead_as_well(guarded: Daemon) -> None:
+def test_a_flow_whose_server_repeats_itself_after_the_repair_is_dead_as_well(unshielded: Daemon) -> None:
     """Were it deleted, conntrack would take the server's repetition for the beginning of a flow of the server's own."""
-    node, stranger, address = guarded.node, layout.STRANGER.ipv4, layout.NODE.ipv4
+    node, stranger, address = unshielded.node, layout.STRANGER.ipv4, layout.NODE.ipv4
     serve(node, "node", tcp=[8200])
-    at_rest(guarded)
-    since = last_time(guarded)
-    guarded.signal(signal.SIGSTOP)
+    at_rest(unshielded)
+    since = last_time(unshielded)
+    unshielded.signal(signal.SIGSTOP)
     for table, chain in (("nat", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "INPUT")):
         for rule in [text for text in node.chain(table, chain) if "nodewalld:" in text]:
             node.run(f"iptables -w -t {table} -D {chain} {rule}")
@@ -394,9 +404,9 @@ def test_a_flow_whose_server_repeats_itself_after_the_repair_is_dead_as_well(gua
     deaf = "INPUT -p tcp --sport 8200 -j DROP"
     node.run(f"iptables -w -A {deaf}", ns="client")
     assert not flow.alive(timeout=0.3)  # the answer is on its way, and will be sent again
-    guarded.signal(signal.SIGCONT)
-    wait_events(guarded, bool, "repair", since=since)
-    wait_in_force(guarded)
+    unshielded.signal(signal.SIGCONT)
+    wait_events(unshielded, bool, "repair", since=since)
+    wait_in_force(unshielded)
     node.run(f"iptables -w -D {deaf}", ns="client")
     assert not flow.alive(timeout=3)
 

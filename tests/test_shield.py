@@ -169,6 +169,7 @@ def test_a_plain_table_is_put_back_and_it_is_told_how_long_it_was_gone(nft_node:
             ("nft flush chain inet nodewalld ipv4-port-shut", "changed"),
             ("nft add table inet nodewalld '{ flags dormant; }'", "changed"),
             ("nft insert rule inet nodewalld prerouting accept", "changed"),
+            (f"nft delete element inet nodewalld ipv4-prerouting-tcp '{{ {PORT} }}'", "changed"),
         ):
             since = ask(daemon, "history")[-1]["time"]
             nft_node.run(command)

@@ -11,7 +11,6 @@ from nodewalld.core.shield.render import render
 from nodewalld.core.shield.rules import TABLE, Shield
 from nodewalld.core.words import Family
 from nodewalld.kernel.nftshield import ShieldTable, stamp
-from nodewalld.kernel.shieldbatch import ABOUT
 
 
 def wanted(config: Config, node: Environment) -> Shield | None:
@@ -60,7 +59,10 @@ def _change(reason: str, why: str, commands: Any) -> dict[str, Any]:
 
 
 def rows(config: Config, node: Environment) -> Iterator[dict[str, Any]]:
-    """The rules of the shield as they stand; their texts where they are those of the configuration."""
+    """The rules of the shield that refuse, as they stand; with their texts where these are those of the configuration.
+
+    What only leads to them does not count, and is in `show --compiled` and `nft list table inet nodewalld`.
+    """
     table = ShieldTable()
     try:
         shield = wanted(config, node) or Shield()
@@ -68,9 +70,9 @@ def rows(config: Config, node: Environment) -> Iterator[dict[str, Any]]:
         known = bool(shield.rules) and table.about() == stamp(shield) and table.holds_rules(shield)
         numbers: dict[str, int] = {}
         for tally in table.tallies():
-            if tally.chain == ABOUT:
-                continue  # it only says what the table was written from
             number = numbers[tally.chain] = numbers.get(tally.chain, 0) + 1
+            if tally.packets is None:
+                continue
             family = next((family.value for family in Family if tally.chain.startswith(f"{family}-")), None)
             yield {
                 "family": family,

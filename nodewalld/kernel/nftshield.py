@@ -117,6 +117,10 @@ class ShieldTable:
         """Whether the table's head is as this writer leaves it."""
         return held is not None and held.flags == self.flags and held.owner == (self.port if self.flags else 0)
 
+    def may_adopt(self, held: Held) -> bool:
+        """Whether a table is such as this writer leaves behind, and nobody's."""
+        return held.flags in _ADOPTED[self.flags] - {OWNED}
+
     def generation(self) -> int:
         """The number of the last nf_tables transaction of anybody."""
         (answer,) = self._ask(_GETGEN, 0, "read the nf_tables generation")
@@ -127,7 +131,7 @@ class ShieldTable:
         return tuple(_tally(answer) for answer in self._rules())
 
     def fingerprint(self) -> bytes:
-        """Moves when a chain or a rule of the table does, and not when packets pass; sets are not looked into."""
+        """Moves when a chain, a rule or a map does, not when packets pass; sets of addresses are not looked into."""
         digest = blake2b(digest_size=16)
         content = self._content()
         digest.update(repr((sorted(content.chains.items()), sorted(content.sets), sorted(content.maps))).encode())
@@ -135,6 +139,10 @@ class ShieldTable:
             found = spans(answer, BODY, len(answer))
             # Rules are never changed in place: a handle stands for one rule for good.
             digest.update(answer[slice(*found[_RULE_CHAIN])] + answer[slice(*found[_RULE_HANDLE])])
+        for name in sorted(content.maps):
+            what = f"read the map {name} of the shield"
+            for answer in self._ask(_GETSETELEM, NLM_F_DUMP, what, text(1, TABLE), text(2, name)):
+                digest.update(answer[BODY:])
         return digest.digest()
 
     def about(self) -> str:
@@ -192,6 +200,12 @@ class ShieldTable:
 
     # Writing
 
+    def take_over(self) -> None:
+        """Own a table that a dead owner has left, as it is. Raises NetlinkError."""
+        held = self.held()
+        if held is not None and held.flags != self.flags:
+            self._commit([adopt(self.flags)])
+
     def write(self, shield: Shield, about: str) -> None:
         """Make the table this one, in one transaction. Raises NetlinkError; nothing has changed then."""
         for attempt in range(_ATTEMPTS):
@@ -214,9 +228,7 @@ class ShieldTable:
         if held is not None and afresh:
             requests += [adopt(held.flags), taking_out()]
         elif held is not None:
-            if held.flags != self.flags:
-                # By itself: no base chain can be made in a transaction that changes the table's flags.
-                self._commit([adopt(self.flags)])
+            self.take_over()  # by itself: no base chain can be made in a transaction that changes the table's flags
             content = self._content()
         wanted = {each.name: intervals(each.networks) for each in shield.sets}
         known = {each.name: self._standing(each) for each in shield.sets if each.name in content.sets}

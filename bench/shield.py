@@ -1,0 +1,101 @@
+"""What the shield costs the packets that it lets through: a flow through the node, with it and without it in turn.
+
+Law: both are measured one after the other, again and again, so that whatever else the machine does meets both; what
+counts is the difference within each pair.
+"""
+
+import itertools
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bench.figures import median
+from bench.results import Outcome, Result, Scale
+from bench.stage import Stage
+from lab.daemon import Daemon
+from lab.node import ALLOWED, BEYOND, LabError, Node, kill_entered
+from nodewalld.service import client
+
+_PORTS, _FIRST = 100, 20_000
+_JUDGED = 20_050  # judged, and allowed by the set
+_SIZES = {"udp": "a datagram of 64 bytes", "tcp": "64 KiB of a stream"}
+
+
+def cost(stage: Stage, scale: Scale) -> Outcome:
+    """Processor time for a small datagram, and for a piece of a TCP stream."""
+    entries = min(10_000, scale.set_size)
+    set_file = "\n".join(f"10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32" for n in range(entries)) + "\n"
+    with Node("nft") as node, stage.daemon(node, _configuration(node, set_file)) as daemon:
+        results = [_row(node, daemon, scale, protocol, entries) for protocol in ("udp", "tcp")]
+    return Outcome(results)
+
+
+def _configuration(node: Node, entries: str) -> dict[str, str]:
+    path = node.directory / "many"
+    path.write_text(entries)
+    ports = "".join(
+        f'[[port]]\nname = "p{number}"\nports = [{number}]\nprotocol = ["tcp", "udp"]\n'
+        'allow = ["@many"]\ndestination = "any"\n'
+        for number in range(_FIRST, _FIRST + _PORTS)
+    )
+    sets = f'[set.many]\nfiles = ["{path}"]\nentries = ["{ALLOWED.ipv4}"]\n'
+    return {"nodewalld.toml": f"{sets}{ports}", "conf.d/shield.toml": ""}
+
+
+def _row(node: Node, daemon: Daemon, scale: Scale, protocol: str, entries: int) -> Result:
+    found: dict[str, list[float]] = {"auto": [], "off": []}
+    times = (4_000 if protocol == "udp" else 100) * max(scale.runs, 1)
+    with _sink(node, protocol):
+        for number, first in zip(range(max(scale.runs * 4 // 3, 3)), itertools.cycle(("auto", "off")), strict=False):
+            for mode in (first, "off" if first == "auto" else "auto"):
+                _set(daemon, mode)
+                spent = _sent(node, protocol, times)
+                if number:  # the first pair warms up
+                    found[mode].append(spent / times * 1e6)
+    more = [100 * (a - b) / b for a, b in zip(found["auto"], found["off"], strict=True)]
+    low, high = _interval(more)
+    what = f"the shield: CPU for {_SIZES[protocol]} through the node, {_PORTS} ports, a set of {entries:,}"
+    return Result(
+        "shield",
+        what,
+        median(found["auto"]),
+        "µs CPU",
+        "at most 3 % more",
+        median(more),
+        3.0,
+        median(found["off"]),
+        "without it",
+        len(more),
+        {"more, %": median(more), "at least, %": low, "at most, %": high},
+    )
+
+
+def _interval(sample: list[float]) -> tuple[float, float]:
+    """Where the median lies with 95 % confidence, by the ranks of the sample (normal approximation of the binomial)."""
+    ordered, half = sorted(sample), 0.98 * len(sample) ** 0.5
+    middle = (len(sample) - 1) / 2
+    return ordered[max(round(middle - half), 0)], ordered[min(round(middle + half), len(sample) - 1)]
+
+
+def _set(daemon: Daemon, mode: str) -> None:
+    (daemon.config_directory / "conf.d/shield.toml").write_text(f'[daemon]\nshield = "{mode}"\n')
+    client.call(daemon.runtime_directory / "control.sock", {"command": "reload"}, 60.0)
+
+
+@contextmanager
+def _sink(node: Node, protocol: str) -> Iterator[None]:
+    command = [node.python(), "-m", "bench.flow", "sink", protocol, str(_JUDGED)]
+    sink = node.popen(command, ns="beyond", log=f"sink-{protocol}", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        if sink.stdout is None or sink.stdout.readline() != "ready\n":
+            raise LabError("the sink does not listen")
+        yield
+    finally:
+        kill_entered(sink)
+        sink.communicate()
+
+
+def _sent(node: Node, protocol: str, times: int) -> float:
+    to = ALLOWED.ipv4, BEYOND.ipv4, str(_JUDGED)
+    command = [node.python(), "-m", "bench.flow", "send", protocol, *to, str(times)]
+    return float(node.run(command, ns="client").stdout)
