@@ -4,10 +4,9 @@ Law: both are measured one after the other, again and again, so that whatever el
 counts is the difference within each pair.
 """
 
-import itertools
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from bench.figures import median
 from bench.results import Outcome, Result, Scale
@@ -18,16 +17,37 @@ from nodewalld.service import client
 
 _PORTS, _FIRST = 100, 20_000
 _JUDGED = 20_050  # judged, and allowed by the set
-_SIZES = {"udp": "a datagram of 64 bytes", "tcp": "64 KiB of a stream"}
+_TIMES = {"udp": 15_000, "tcp": 3_000}
+_WHAT = {"udp": "a datagram of 64 bytes", "tcp": "64 KiB of a stream"}
+_MODES = "auto", "off"
 
 
 def cost(stage: Stage, scale: Scale) -> Outcome:
     """Processor time for a small datagram, and for a piece of a TCP stream."""
     entries = min(10_000, scale.set_size)
     set_file = "\n".join(f"10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32" for n in range(entries)) + "\n"
-    with Node("nft") as node, stage.daemon(node, _configuration(node, set_file)) as daemon:
-        results = [_row(node, daemon, scale, protocol, entries) for protocol in ("udp", "tcp")]
-    return Outcome(results)
+    spent: dict[tuple[str, str], list[float]] = {(p, mode): [] for p in _TIMES for mode in _MODES}
+    with Node("nft") as node, stage.daemon(node, _configuration(node, set_file)) as daemon, ExitStack() as stack:
+        for protocol in _TIMES:
+            stack.enter_context(_sink(node, protocol))
+        for number in range(max(scale.runs * 4 // 3, 3) + 1):
+            for mode in _MODES if number % 2 else reversed(_MODES):
+                _set(daemon, mode)
+                for protocol, times in _TIMES.items():
+                    one = _sent(node, protocol, times) / times * 1e6
+                    if number:  # the first pair warms up
+                        spent[protocol, mode].append(one)
+    return Outcome([_result(p, spent[p, "auto"], spent[p, "off"], entries) for p in _TIMES])
+
+
+def _result(protocol: str, shielded: list[float], bare: list[float], entries: int) -> Result:
+    more = [100 * (a - b) / b for a, b in zip(shielded, bare, strict=True)]
+    low, high = _interval(more)
+    what = f"the shield: CPU for {_WHAT[protocol]} through the node, {_PORTS} ports, a set of {entries:,}"
+    told = {"more, %": median(more), "at least, %": low, "at most, %": high}
+    figure, without = median(shielded), median(bare)
+    goal = "at most 3 % more"
+    return Result("shield", what, figure, "µs CPU", goal, median(more), 3.0, without, "without it", len(more), told)
 
 
 def _configuration(node: Node, entries: str) -> dict[str, str]:
@@ -40,34 +60,6 @@ def _configuration(node: Node, entries: str) -> dict[str, str]:
     )
     sets = f'[set.many]\nfiles = ["{path}"]\nentries = ["{ALLOWED.ipv4}"]\n'
     return {"nodewalld.toml": f"{sets}{ports}", "conf.d/shield.toml": ""}
-
-
-def _row(node: Node, daemon: Daemon, scale: Scale, protocol: str, entries: int) -> Result:
-    found: dict[str, list[float]] = {"auto": [], "off": []}
-    times = (4_000 if protocol == "udp" else 100) * max(scale.runs, 1)
-    with _sink(node, protocol):
-        for number, first in zip(range(max(scale.runs * 4 // 3, 3)), itertools.cycle(("auto", "off")), strict=False):
-            for mode in (first, "off" if first == "auto" else "auto"):
-                _set(daemon, mode)
-                spent = _sent(node, protocol, times)
-                if number:  # the first pair warms up
-                    found[mode].append(spent / times * 1e6)
-    more = [100 * (a - b) / b for a, b in zip(found["auto"], found["off"], strict=True)]
-    low, high = _interval(more)
-    what = f"the shield: CPU for {_SIZES[protocol]} through the node, {_PORTS} ports, a set of {entries:,}"
-    return Result(
-        "shield",
-        what,
-        median(found["auto"]),
-        "µs CPU",
-        "at most 3 % more",
-        median(more),
-        3.0,
-        median(found["off"]),
-        "without it",
-        len(more),
-        {"more, %": median(more), "at least, %": low, "at most, %": high},
-    )
 
 
 def _interval(sample: list[float]) -> tuple[float, float]:

@@ -337,7 +337,7 @@ def test_without_a_disk_the_rules_are_held_and_only_promises_for_later_are_refus
     daemon.node.run(f"umount {daemon.state_directory}")
     heals(daemon)
     kept = names(daemon.state_directory)
-    assert kept == ["backend.json", "last-good.json", "owned.json", "prints.json"]
+    assert kept == ["backend.json", "last-good.json", "owned.json", "prints.json", "shield.json"]
     assert daemon.ctl("pause", "--for", "1m").returncode == 0
 
 
@@ -407,7 +407,7 @@ def test_damaged_state_counts_as_none_and_the_rules_stay(daemon: Daemon) -> None
         planned = json.loads(daemon.ctl("plan", "--json").stdout)["changes"]  # warnings go elsewhere
         assert how == "folder" or planned == [], how
         assert "Traceback" not in daemon.log_text(), how
-    told(daemon, "Is a directory (backend.json, last-good.json, owned.json, prints.json)")
+    told(daemon, "Is a directory (backend.json, last-good.json, owned.json, prints.json, shield.json)")
     assert daemon.log_text().count("last-good.json is damaged") == 2  # truncated, binary
     assert "it is no regular file" in daemon.log_text()
     repaired(daemon)

@@ -90,10 +90,10 @@ def address_element(family: Family, number: int, *, end: bool) -> bytes:
     return _set_element(key, end=end)
 
 
-def port_elements(ports: PortRange, verdict: Verdict) -> Iterator[bytes]:
-    """The borders of a range of ports in a map."""
+def port_elements(ports: PortRange, verdict: Verdict, *, ranges: bool) -> Iterator[bytes]:
+    """The borders of a range of ports in a map; the port itself in one without ranges."""
     yield _set_element(struct.pack(">H", ports.first), nested(2, _verdict(verdict)))
-    if ports.last < 0xFFFF:
+    if ranges and ports.last < 0xFFFF:
         yield _set_element(struct.pack(">H", ports.last + 1), end=True)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from nodewalld.core.shield.rules import TABLE, AddressSet, Base, Hook, Shield, Stage, intervals
+from nodewalld.core.shield.rules import TABLE, AddressSet, Base, Hook, Shield, Spans, Stage
 from nodewalld.kernel.netlink import (
     BODY,
     NLM_F_DUMP,
@@ -31,7 +31,7 @@ from nodewalld.kernel.netlink import (
     text,
 )
 from nodewalld.kernel.nftexpr import commented
-from nodewalld.kernel.shieldbatch import ABOUT, HOOKS, INET, NFT, Content, Intervals, Request, adopt, refill, rewrite
+from nodewalld.kernel.shieldbatch import ABOUT, HOOKS, INET, NFT, Content, Request, adopt, refill, rewrite
 from nodewalld.kernel.shieldbatch import remove as taking_out
 
 OWNED = 0x2 | 0x4
@@ -90,7 +90,7 @@ class ShieldTable:
     def __init__(self, flags: int = OWNED) -> None:
         self.flags = flags
         self._netlink = NetlinkSocket(largest=_LARGEST)
-        self._known: dict[str, Intervals] = {}
+        self._known: dict[str, Spans] = {}
 
     @property
     def port(self) -> int:
@@ -149,7 +149,7 @@ class ShieldTable:
         """The stamp of what the table was written from; "" when nothing tells."""
         return next((tally.entry for tally in self.tallies() if tally.chain == ABOUT), "")
 
-    def elements(self, entry: AddressSet) -> Intervals | None:
+    def elements(self, entry: AddressSet) -> Spans | None:
         """What a set holds; None when there is no such set."""
         what = f"read the set {entry.name} of the shield"
         answers = self._ask(_GETSETELEM, NLM_F_DUMP, what, text(1, TABLE), text(2, entry.name))
@@ -172,7 +172,7 @@ class ShieldTable:
 
     def holds_sets(self, shield: Shield) -> bool:
         """Whether each set has its content."""
-        return all(self.elements(each) == intervals(each.networks) for each in shield.sets)
+        return all(self.elements(each) == each.spans() for each in shield.sets)
 
     def _rules(self) -> list[bytes]:
         return self._ask(_GETRULE, NLM_F_DUMP, "read the rules of the shield", text(1, TABLE))
@@ -230,19 +230,19 @@ class ShieldTable:
         elif held is not None:
             self.take_over()  # by itself: no base chain can be made in a transaction that changes the table's flags
             content = self._content()
-        wanted = {each.name: intervals(each.networks) for each in shield.sets}
+        wanted = {each.name: each.spans() for each in shield.sets}
         known = {each.name: self._standing(each) for each in shield.sets if each.name in content.sets}
         requests += [adopt(self.flags), *rewrite(shield, about, content, wanted, known)]
         self._commit(requests)
         self._known = wanted
 
-    def _standing(self, entry: AddressSet) -> Intervals:
+    def _standing(self, entry: AddressSet) -> Spans:
         return self._known[entry.name] if entry.name in self._known else self.elements(entry) or ()
 
     def refill(self, sets: Iterable[AddressSet]) -> None:
         """Give sets that stand another content, in one transaction. Raises NetlinkError; nothing has changed then."""
         sets = tuple(sets)
-        wanted = {each.name: intervals(each.networks) for each in sets}
+        wanted = {each.name: each.spans() for each in sets}
         requests = list(refill(sets, wanted, {each.name: self._standing(each) for each in sets}))
         if requests:
             try:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nodewalld.core.shield.rules import TABLE, AddressSet, Base, Hook, PortMap, Shield
+from nodewalld.core.shield.rules import TABLE, AddressSet, Base, Hook, PortMap, Shield, Spans
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, U32, attribute, nested, netfilter_body, text
 from nodewalld.kernel.nftexpr import address_element, comment, expressions, port_elements
@@ -36,9 +36,6 @@ ABOUT = "about"
 Request = tuple[int, int, bytes]
 """A message to the kernel: its type, its flags, its body."""
 
-Intervals = tuple[tuple[int, int], ...]
-"""Runs of addresses, first and last, as numbers, in order and apart."""
-
 
 @dataclass
 class Content:
@@ -60,7 +57,7 @@ def remove() -> Request:
 
 
 def rewrite(
-    shield: Shield, about: str, content: Content, wanted: Mapping[str, Intervals], known: Mapping[str, Intervals]
+    shield: Shield, about: str, content: Content, wanted: Mapping[str, Spans], known: Mapping[str, Spans]
 ) -> Iterator[Request]:
     """From what stands to a shield; `wanted` and `known` are what its sets shall hold, and hold now."""
     bases = {**{chain.name: chain.base for chain in shield.chains}, ABOUT: None}
@@ -80,14 +77,12 @@ def rewrite(
     yield _rule(ABOUT, b"", about)
 
 
-def refill(
-    sets: Iterable[AddressSet], wanted: Mapping[str, Intervals], known: Mapping[str, Intervals]
-) -> Iterator[Request]:
+def refill(sets: Iterable[AddressSet], wanted: Mapping[str, Spans], known: Mapping[str, Spans]) -> Iterator[Request]:
     """What comes to sets and goes from them."""
     for entry in sets:
         old, new = frozenset(known.get(entry.name, ())), frozenset(wanted[entry.name])
         for kind, changed in ((_DELSETELEM, old - new), (_NEWSETELEM, new - old)):
-            borders = [element for span in sorted(changed) for element in _borders(entry.family, span)]
+            borders = [element for span in sorted(changed) for element in _borders(entry, span)]
             yield from _in_chunks(kind, entry.name, borders)
 
 
@@ -123,18 +118,26 @@ def _set(entry: AddressSet, number: int) -> Request:
 
 def _map(entry: PortMap, number: int) -> Iterator[Request]:
     kind, length = _PORT_KEY
-    parts = [_number(3, _INTERVAL | _MAP), _number(4, kind), _number(5, length), _number(6, _VERDICT_TYPE)]
+    parts = [
+        _number(3, _MAP | (_INTERVAL if entry.ranges else 0)),
+        _number(4, kind),
+        _number(5, length),
+        _number(6, _VERDICT_TYPE),
+    ]
     parts += [_number(7, 0), _number(10, number), attribute(13, _BIG_ENDIAN_KEYS)]
+    # The kernel makes a table of fixed size for a number of elements that it is told.
+    parts += [nested(9, _number(1, len(entry.verdicts)))] if not entry.ranges else []
     yield _NEWSET, NLM_F_CREATE, _body(text(2, entry.name), *parts)
-    borders = [element for ports, verdict in entry.verdicts for element in port_elements(ports, verdict)]
-    yield from _in_chunks(_NEWSETELEM, entry.name, borders)
+    verdicts = entry.verdicts
+    elements = [each for ports, verdict in verdicts for each in port_elements(ports, verdict, ranges=entry.ranges)]
+    yield from _in_chunks(_NEWSETELEM, entry.name, elements)
 
 
-def _borders(family: Family, span: tuple[int, int]) -> Iterator[bytes]:
+def _borders(entry: AddressSet, span: tuple[int, int]) -> Iterator[bytes]:
     first, last = span
-    yield address_element(family, first, end=False)
-    if last + 1 < 1 << 8 * _KEYS[family][1]:
-        yield address_element(family, last + 1, end=True)
+    yield address_element(entry.family, first, end=False)
+    if last + 1 < 1 << 8 * _KEYS[entry.family][1]:
+        yield address_element(entry.family, last + 1, end=True)
 
 
 def _in_chunks(kind: int, name: str, elements: list[bytes]) -> Iterator[Request]:

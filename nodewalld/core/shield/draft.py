@@ -35,9 +35,10 @@ class Draft:
             rules = self.chains[name] = []
             if mark:
                 rules.append(Rule("reject", (Marked(mark),), Verdict(Word.DROP)))
-            if hook in {Hook.PREROUTING, Hook.INPUT}:
+            if hook is Hook.INPUT:
                 rules.append(Rule("", (Loopback(),), Verdict(Word.RETURN)))
-            rules.append(Rule("", (Flow.REPLY,), Verdict(Word.RETURN)))
+            if stage is Stage.LAST or hook in {Hook.INPUT, Hook.FORWARD}:
+                rules.append(Rule("", (Flow.REPLY,), Verdict(Word.RETURN)))
         return name
 
     def shield(self) -> Shield:

@@ -38,6 +38,7 @@ from nodewalld.core.shield.rules import (
     IcmpType,
     Link,
     Log,
+    Loopback,
     Match,
     OfFamily,
     Port,
@@ -159,19 +160,17 @@ class _Half:
         zones = self._zones(Stage.FIRST)
         if drops or zones:
             gate = self._begin(Hook.PREROUTING, Stage.FIRST)
-            self._failsafe(gate, Port.DIALLED)
-            self._by_port(gate, drops, Port.DIALLED, self._local)
+            self._by_port(gate, drops, Port.DIALLED, None)
             if zones:
                 here = self._name("here")
+                self._spare(gate)
                 for match in self._local:
                     self._add(gate, "", (match,), _goto(here))
                 self._services(here)
                 self._add(here, "", (), _jump(self._name("zones")))
         own = [j for j in self.own if j.refusal.action is Action.DROP]
         if own:
-            gate = self._begin(Hook.OUTPUT, Stage.FIRST)
-            self._failsafe(gate, Port.DIALLED)
-            self._by_port(gate, own, Port.DIALLED, self._local)
+            self._by_port(self._begin(Hook.OUTPUT, Stage.FIRST), own, Port.DIALLED, None)
         if zones:
             # Addresses that no interface holds, and that somebody's DNAT leads to this node or through it.
             self._arriving(self._begin(Hook.INPUT, Stage.FIRST), (), Stage.FIRST)
@@ -268,8 +267,11 @@ class _Half:
                 port = (Protocol(_NUMBERS[service.protocol]), Ports(which, service.ports))
                 self._add(chain, "failsafe", (*port, *(self._address(source) if source else ())), _RETURN)
 
-    def _by_port(self, gate: str, judgements: Sequence[Judgement], which: Port, local: Sequence[Match]) -> None:
-        """Lead each port to those who judge it; who judges local destinations only asks for one of `local`, if any."""
+    def _by_port(self, gate: str, judgements: Sequence[Judgement], which: Port, local: Sequence[Match] | None) -> None:
+        """Lead each port to those who judge it; who judges local destinations only asks for one of `local`, if any.
+
+        `local` None: what is judged at all is asked where it would be refused, behind the question for the source.
+        """
         for protocol, spans in by_protocol(judgements).items():
             verdicts, groups = [], dict[tuple[str, ...], str]()
             for ports, judging in segments(spans):
@@ -281,8 +283,14 @@ class _Half:
             self.table.maps[name] = PortMap(name, tuple(verdicts))
             self._add(gate, "", (Protocol(_NUMBERS[protocol]),), Dispatch(which, name))
 
-    def _judges(self, chain: str, judging: Sequence[Judgement], which: Port, local: Sequence[Match]) -> str:
+    def _judges(self, chain: str, judging: Sequence[Judgement], which: Port, local: Sequence[Match] | None) -> str:
         """The chain that asks all of these, one after the other."""
+        if local is None:
+            if len(judging) == 1:
+                return self._name("port", judging[0].name)
+            for j in judging:
+                self._add(chain, j.entry, (), _jump(self._name("port", j.name)))
+            return chain
         here = [j for j in judging if j.dialled is Destination.LOCAL]
         side = Side.ORIGIN if which is Port.ORIGIN else Side.DESTINATION
         services = which is Port.DIALLED and self.decisions.has_service_addresses
@@ -322,7 +330,28 @@ class _Half:
             for protocol in dict.fromkeys(service.protocol for service in j.services):
                 arrived = (Protocol(_NUMBERS[protocol]), closed, Answered(groups=False))
                 self._add(refuse, j.entry, arrived, _RETURN)
-        self._refuse(refuse, j.entry, (), j.refusal)
+        if j.refusal.action is Action.DROP:
+            self._drop(refuse, j)
+        else:
+            self._refuse(refuse, j.entry, (), j.refusal)
+
+    def _drop(self, chain: str, j: Judgement) -> None:
+        """As it was dialled, wherever it comes from: most packets are allowed, and need not be asked all this."""
+        self._spare(chain)
+        if j.dialled is Destination.LOCAL:
+            self._services(chain)
+            meant: tuple[tuple[Match, ...], ...] = tuple((match,) for match in self._local)
+        else:
+            listed = () if isinstance(j.dialled, Destination) else j.dialled
+            meant = ((),) if j.dialled is Destination.ANY else tuple((Within(Side.DESTINATION, n),) for n in listed)
+        for matches in meant:
+            self._refuse(chain, j.entry, matches, j.refusal)
+
+    def _spare(self, chain: str) -> None:
+        """What no first judgement refuses: what the node says to itself, replies, and the way back in."""
+        self._add(chain, "", (Loopback(),), _RETURN)
+        self._add(chain, "", (Flow.REPLY,), _RETURN)
+        self._failsafe(chain, Port.DIALLED)
 
     def _refuse(self, chain: str, entry: str, matches: Sequence[Match], verdict: Refusal) -> None:
         """What answers has been logged where it should have been answered."""

@@ -3,7 +3,7 @@
 Law: nothing here knows netlink, and no rule accepts: a drop is final for every later hook, an accept would be none.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -13,6 +13,9 @@ from nodewalld.core.words import Family, Network
 
 TABLE = "nodewalld"
 """The name of the table, in the family inet."""
+
+Spans = tuple[tuple[int, int], ...]
+"""Runs of addresses as numbers, first and last of each, in order and apart."""
 
 LOG_RATE, LOG_BURST = 5, 10  # packets a second, and at once; as the LOG rules of iptables have it
 
@@ -65,6 +68,10 @@ _IP = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 1: "icmp", 58: "ipv6-icmp"}
 
 
+def _span(ports: PortRange) -> str:
+    return f"{ports.first}" if ports.first == ports.last else f"{ports.first}-{ports.last}"
+
+
 def _address(family: Family, side: Side) -> str:
     return f"ct original {_IP[family]} daddr" if side is Side.ORIGIN else f"{_IP[family]} {side}"
 
@@ -97,8 +104,7 @@ class Ports:
     ports: PortRange
 
     def __str__(self) -> str:
-        first, last = self.ports.first, self.ports.last
-        return f"{self.which} {first}" if first == last else f"{self.which} {first}-{last}"
+        return f"{self.which} {_span(self.ports)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +270,17 @@ class AddressSet:
     family: Family
     networks: frozenset[Network]
 
+    def spans(self) -> Spans:
+        """What it holds; what overlaps or touches is one run."""
+        ordered = sorted((int(net.network_address), int(net.broadcast_address)) for net in self.networks)
+        merged: list[tuple[int, int]] = []
+        for first, last in ordered:
+            if merged and first <= merged[-1][1] + 1:
+                merged[-1] = merged[-1][0], max(last, merged[-1][1])
+            else:
+                merged.append((first, last))
+        return tuple(merged)
+
 
 @dataclass(frozen=True, slots=True)
 class PortMap:
@@ -272,8 +289,16 @@ class PortMap:
     name: str
     verdicts: tuple[tuple[PortRange, Verdict], ...]
 
+    @property
+    def ranges(self) -> bool:
+        """Whether any is more than one port; without, the kernel finds a port by its hash."""
+        return any(span.first != span.last for span, _ in self.verdicts)
+
     def __str__(self) -> str:
-        return ", ".join(f"{span.first}-{span.last} : {verdict}" for span, verdict in self.verdicts)
+        spans = (
+            (f"{s.first}-{s.last}" if s.first != s.last else f"{s.first}", verdict) for s, verdict in self.verdicts
+        )
+        return ", ".join(f"{span} : {verdict}" for span, verdict in spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +322,8 @@ class Shield:
             kind = "ipv4_addr" if entry.family is Family.IPV4 else "ipv6_addr"
             yield f"  set {entry.name} {{ type {kind}; flags interval; }}"
         for each in self.maps:
-            yield f"  map {each.name} {{ type inet_service : verdict; flags interval; elements = {{ {each} }}; }}"
+            flags = " flags interval;" if each.ranges else ""
+            yield f"  map {each.name} {{ type inet_service : verdict;{flags} elements = {{ {each} }}; }}"
         for chain in self.chains:
             yield f"  chain {chain.name} {{"
             if chain.base:
@@ -306,15 +332,3 @@ class Shield:
                 yield f"    {rule}" + (f' comment "{rule.entry}"' if rule.entry else "")
             yield "  }"
         yield "}"
-
-
-def intervals(networks: Iterable[Network]) -> tuple[tuple[int, int], ...]:
-    """The addresses as numbers, first and last of each run, in order; what overlaps or touches is one run."""
-    spans = sorted((int(net.network_address), int(net.broadcast_address)) for net in networks)
-    merged: list[tuple[int, int]] = []
-    for first, last in spans:
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = merged[-1][0], max(last, merged[-1][1])
-        else:
-            merged.append((first, last))
-    return tuple(merged)
