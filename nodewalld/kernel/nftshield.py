@@ -44,7 +44,7 @@ _ADOPTED = {OWNED: {OWNED, _ORPHAN}, PLAIN: {PLAIN}}  # with other flags it can 
 _GETTABLE, _GETCHAIN, _GETRULE, _GETSET, _GETSETELEM, _GETGEN = (NFT | kind for kind in (1, 4, 7, 10, 13, 16))
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _BATCH_BODY = struct.pack(">BBH", 0, 0, 10)
-_MAP = 0x8
+_INTERVAL, _MAP = 0x4, 0x8
 _ACCEPT = 1
 _FOREIGN = Base(Hook.PREROUTING, Stage.LAST)  # stands for what is none of ours; we have no such chain
 _LARGEST = 64 << 20  # bytes of a batch: two sets of 65,536 entries are 10 MB
@@ -134,7 +134,9 @@ class ShieldTable:
         """Moves when a chain, a rule or a map does, not when packets pass; sets of addresses are not looked into."""
         digest = blake2b(digest_size=16)
         content = self._content()
-        digest.update(repr((sorted(content.chains.items()), sorted(content.sets), sorted(content.maps))).encode())
+        digest.update(
+            repr((sorted(content.chains.items()), sorted(content.sets.items()), sorted(content.maps))).encode()
+        )
         for answer in self._rules():
             found = spans(answer, BODY, len(answer))
             # Rules are never changed in place: a handle stands for one rule for good.
@@ -153,11 +155,14 @@ class ShieldTable:
         """What a set holds; None when there is no such set."""
         what = f"read the set {entry.name} of the shield"
         answers = self._ask(_GETSETELEM, NLM_F_DUMP, what, text(1, TABLE), text(2, entry.name))
-        borders = sorted(border for answer in answers for border in _borders(answer))
+        # Once each: a table of hashes that grows meanwhile shows some twice.
+        borders = sorted({border for answer in answers for border in _borders(answer)})
         if not borders and entry.name not in self._content().sets:
             return None
         top = (1 << (32 if entry.family.version == 4 else 128)) - 1
         starts = [number for number, end in borders if not end]
+        if not entry.ranges:
+            return tuple((number, number) for number in starts)
         ends = [number - 1 for number, end in borders if end]
         return tuple(zip(starts, ends if len(ends) == len(starts) else [*ends, top], strict=True))
 
@@ -185,8 +190,11 @@ class ShieldTable:
                 content.chains[string(answer, *found[3])] = _base(answer, found)
         for answer in self._ask(_GETSET, NLM_F_DUMP, "list the sets of the shield", text(1, TABLE)):
             found = spans(answer, BODY, len(answer))
-            (flags,) = U32.unpack_from(answer, found[3][0])
-            (content.maps if flags & _MAP else content.sets).add(string(answer, *found[2]))
+            flags = int(U32.unpack_from(answer, found[3][0])[0]) if 3 in found else 0
+            if flags & _MAP:
+                content.maps.add(string(answer, *found[2]))
+            else:
+                content.sets[string(answer, *found[2])] = bool(flags & _INTERVAL)
         return content
 
     def _ask(self, kind: int, flags: int, what: str, *parts: bytes) -> list[bytes]:

@@ -42,7 +42,7 @@ class Content:
     """What stands in the table: chains, with what makes them base chains; sets of addresses, and maps, by name."""
 
     chains: dict[str, Base | None] = field(default_factory=dict)
-    sets: set[str] = field(default_factory=set)
+    sets: dict[str, bool] = field(default_factory=dict)  # with whether they hold ranges
     maps: set[str] = field(default_factory=set)
 
 
@@ -61,7 +61,7 @@ def rewrite(
 ) -> Iterator[Request]:
     """From what stands to a shield; `wanted` and `known` are what its sets shall hold, and hold now."""
     bases = {**{chain.name: chain.base for chain in shield.chains}, ABOUT: None}
-    kept = content.sets & wanted.keys()
+    kept = {entry.name for entry in shield.sets if content.sets.get(entry.name) is entry.ranges}
     yield from _clear(content, bases, kept)
     for name, base in bases.items():
         if name not in content.chains or content.chains[name] != base:
@@ -69,7 +69,7 @@ def rewrite(
     for number, entry in enumerate(shield.sets, 1):
         if entry.name not in kept:
             yield _set(entry, number)
-    yield from refill(shield.sets, wanted, known)
+    yield from refill(shield.sets, wanted, {name: spans for name, spans in known.items() if name in kept})
     for number, each in enumerate(shield.maps, len(shield.sets) + 1):
         yield from _map(each, number)
     for chain in shield.chains:
@@ -94,7 +94,7 @@ def _clear(content: Content, bases: Mapping[str, Base | None], kept: Collection[
     """All rules, the maps (whose verdicts hold chains), and what is no longer wanted."""
     if content.chains:
         yield _DELRULE, 0, _body()
-    for name in (*content.maps, *(content.sets - set(kept))):
+    for name in (*content.maps, *(content.sets.keys() - set(kept))):
         yield _DELSETELEM, 0, _body(text(2, name))
         yield _DELSET, 0, _body(text(2, name))
     for name, base in content.chains.items():
@@ -112,7 +112,7 @@ def _chain(name: str, base: Base | None) -> Request:
 
 def _set(entry: AddressSet, number: int) -> Request:
     kind, length = _KEYS[entry.family]
-    parts = (_number(3, _INTERVAL), _number(4, kind), _number(5, length), _number(10, number))
+    parts = (_number(3, _INTERVAL if entry.ranges else 0), _number(4, kind), _number(5, length), _number(10, number))
     return _NEWSET, NLM_F_CREATE, _body(text(2, entry.name), *parts, attribute(13, _BIG_ENDIAN_KEYS))
 
 
@@ -136,7 +136,7 @@ def _map(entry: PortMap, number: int) -> Iterator[Request]:
 def _borders(entry: AddressSet, span: tuple[int, int]) -> Iterator[bytes]:
     first, last = span
     yield address_element(entry.family, first, end=False)
-    if last + 1 < 1 << 8 * _KEYS[entry.family][1]:
+    if entry.ranges and last + 1 < 1 << 8 * _KEYS[entry.family][1]:
         yield address_element(entry.family, last + 1, end=True)
 
 

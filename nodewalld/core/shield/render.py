@@ -244,7 +244,7 @@ class _Half:
     def _local_origin(self) -> tuple[Match, ...]:
         name = self._name("own")
         networks = frozenset((*own_networks(self.decisions), _LOOPBACK[self.family]))
-        self.table.sets[name] = AddressSet(name, self.family, networks)
+        self.table.sets[name] = AddressSet.of(name, self.family, networks)
         return (Among(Side.ORIGIN, self.family, name),)
 
     def _services(self, chain: str) -> None:
@@ -257,7 +257,7 @@ class _Half:
         if source.network is not None:
             return (Within(side, source.network),)
         name = f"set-{source.set_name}"
-        self.table.sets[name] = AddressSet(name, self.family, self.contents.get(source.set_name, frozenset()))
+        self.table.sets[name] = AddressSet.of(name, self.family, self.contents.get(source.set_name, frozenset()))
         return (Among(side, self.family, name),)
 
     def _failsafe(self, chain: str, which: Port) -> None:

@@ -6,7 +6,7 @@ Law: nothing here knows netlink, and no rule accepts: a drop is final for every 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from nodewalld.core.config import PortRange
 from nodewalld.core.words import Family, Network
@@ -264,14 +264,23 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class AddressSet:
-    """A set of networks."""
+    """A set of networks. Without `ranges` it holds single addresses, which the kernel finds by their hash."""
 
     name: str
     family: Family
     networks: frozenset[Network]
+    ranges: bool
+
+    @classmethod
+    def of(cls, name: str, family: Family, networks: frozenset[Network]) -> Self:
+        """The set of these networks, in the kind that finds them best."""
+        ranges = not networks or any(network.prefixlen != network.max_prefixlen for network in networks)
+        return cls(name, family, networks, ranges)
 
     def spans(self) -> Spans:
-        """What it holds; what overlaps or touches is one run."""
+        """What it holds; of ranges, what overlaps or touches is one."""
+        if not self.ranges:
+            return tuple((number, number) for number in sorted(int(net.network_address) for net in self.networks))
         ordered = sorted((int(net.network_address), int(net.broadcast_address)) for net in self.networks)
         merged: list[tuple[int, int]] = []
         for first, last in ordered:
@@ -320,7 +329,7 @@ class Shield:
         yield f"table inet {TABLE} {{"
         for entry in self.sets:
             kind = "ipv4_addr" if entry.family is Family.IPV4 else "ipv6_addr"
-            yield f"  set {entry.name} {{ type {kind}; flags interval; }}"
+            yield f"  set {entry.name} {{ type {kind};{' flags interval;' if entry.ranges else ''} }}"
         for each in self.maps:
             flags = " flags interval;" if each.ranges else ""
             yield f"  map {each.name} {{ type inet_service : verdict;{flags} elements = {{ {each} }}; }}"
