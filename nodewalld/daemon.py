@@ -268,7 +268,7 @@ class Daemon:
         """Health: what there is to tell, told once; and when to try again what could not be done."""
         now = time.monotonic()
         self._governor.note_good()
-        self._witness.attend(self._reconciler.places)
+        self._witness.attend(self._reconciler.places, every=self._reconciler.attentive)
         sound = not self._governor.owed and self._reconciler.in_force
         in_trouble = self._failed or self._disk.trouble or not (self._resting or sound)
         if not in_trouble:

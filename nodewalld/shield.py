@@ -81,6 +81,11 @@ class ShieldKeeper:
         return (f"shield: {self.error}",) if self.error else ()
 
     @property
+    def is_open(self) -> bool:
+        """Whether it stands in a table that others can change."""
+        return self._table is not None and not self._table.flags and bool(self._wanted.rules)
+
+    @property
     def own_ports(self) -> frozenset[int]:
         """The port id of our writer, by which events know it."""
         return frozenset({self._table.port}) if self._table else frozenset()
@@ -162,9 +167,7 @@ class ShieldKeeper:
 
     def wake(self, wake: Wake) -> tuple[Event, ...]:
         """After a foreign transaction: put a plain table right; an owned one can't have been touched."""
-        if self._table is None or self._table.flags or not self._wanted.rules or self.error:
-            return ()
-        return self._guard(wake, full=False)
+        return self._guard(wake, full=False) if self.is_open and not self.error else ()
 
     def check(self, wake: Wake) -> tuple[Event, ...]:
         """The full check, with what the sets hold; and what failed before is tried again."""
@@ -210,7 +213,7 @@ class ShieldKeeper:
         return None if self._opened().is_mine(held) else Reason.CHANGED
 
     def _repair(self, wake: Wake, reason: Reason, since: float) -> Event:
-        by = next(iter((wake.culprits or wake.later())[-1:]), None)
+        by = next(iter((wake.who() or wake.later())[-1:]), None)
         now = self._clock()
         return Event(
             time=datetime.now(UTC),

@@ -34,6 +34,11 @@ class ShieldedReconciler(Reconciler):
         return self._shield.status
 
     @property
+    def attentive(self) -> bool:
+        """Whether any foreign transaction may have changed the shield."""
+        return self._shield.is_open
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why not everything is in force as meant, in iptables or in the shield."""
         return (*super().reasons, *self._shield.reasons)

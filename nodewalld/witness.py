@@ -45,6 +45,7 @@ class Witness:
         self._attended: Mapping[tuple[Family, str], Collection[str]] = {}
         self._early: frozenset[Touch] = frozenset()
         self._strangers: list[Culprit] | None = []
+        self._every = False
         self.events: GenerationEvents | None = None
         """What to wait on for reading; None where this kernel has no such events, or nobody listens."""
 
@@ -55,8 +56,12 @@ class Witness:
         except OSError as error:
             _log.info(f"No nf_tables events from this kernel: {error}")
 
-    def attend(self, places: Mapping[tuple[Family, str], Collection[str]]) -> None:
-        """Care from now on about these chains, by family and table; after a change the next wake-up is for them all."""
+    def attend(self, places: Mapping[tuple[Family, str], Collection[str]], *, every: bool = False) -> None:
+        """Care from now on about these chains, by family and table; after a change the next wake-up is for them all.
+
+        `every`: a transaction that touched none of them is a wake-up as well, for no table.
+        """
+        self._every = every
         if self._chains is None or places == self._attended:
             return
         self._attended = places
@@ -122,9 +127,10 @@ class Witness:
         old, self._early = self._early, frozenset(touch for touch in touches if touch.port_id not in ended)
         touched = [touch for touch in (touches | old) - self._early if touch.port_id not in own]
         ports = {touch.port_id for touch in touched}
-        self._note(event for event in heard.events if event.port_id not in own | ports)
+        elsewhere = tuple(event for event in heard.events if event.port_id not in own | ports)
+        self._note(elsewhere)
         if not touched:
-            return None
+            return _News(elsewhere, frozenset()) if self._every and elsewhere else None
         events = tuple(event for event in heard.events if event.port_id in ports)
         return _News(events, frozenset((touch.family, Table(touch.table)) for touch in touched))
 

@@ -60,9 +60,7 @@ def test_every_verdict_leads_to_a_chain_that_is_there(tmp_path: Path) -> None:
 
 
 PORT = '[[port]]\nname = "a"\nports = [1]\nfrom_node = true\n'
-ACCEPT = (
-    '[[rule]]\nname = "in"\ntable = "mangle"\nchain = "{}"\nrule = "-p tcp --sport 9 -j ACCEPT"\nposition = "first"\n'
-)
+ACCEPT = '[[rule]]\nname = "in"\ntable = "mangle"\nchain = "{}"\nrule = "-p tcp --sport 9 -j ACCEPT"\n'
 
 
 def test_what_a_rule_accepts_before_our_refusals_is_no_matter_of_the_shield(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ was dialled before somebody's DNAT; port-NAME, zone-NAME and forward-NAME judge 
 is behind filter.
 """
 
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 
@@ -27,6 +26,7 @@ from nodewalld.core.decide import (
     kernel_set_name,
 )
 from nodewalld.core.shield.draft import Draft
+from nodewalld.core.shield.matches import LOOPBACK, MULTICAST, icmp_protocol, links, named_protocol, passing
 from nodewalld.core.shield.ports import by_protocol, segments
 from nodewalld.core.shield.rules import (
     AddressSet,
@@ -36,7 +36,6 @@ from nodewalld.core.shield.rules import (
     Flow,
     Hook,
     IcmpType,
-    Link,
     Log,
     Loopback,
     Match,
@@ -44,7 +43,6 @@ from nodewalld.core.shield.rules import (
     Port,
     PortMap,
     Ports,
-    Protocol,
     Rule,
     Shield,
     Side,
@@ -55,12 +53,6 @@ from nodewalld.core.shield.rules import (
 )
 from nodewalld.core.words import Family, Table
 
-_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "esp": 50, "ah": 51, "icmpv6": 58, "sctp": 132, "udplite": 136}
-_ICMP_NUMBER = {Family.IPV4: 1, Family.IPV6: 58}
-_IGMP = 2
-_LOOPBACK = {Family.IPV4: ipaddress.ip_network("127.0.0.0/8"), Family.IPV6: ipaddress.ip_network("::1/128")}
-_MULTICAST = ipaddress.ip_network("ff00::/8")
-_LINK_LOCAL = ipaddress.ip_network("fe80::/10")
 _DROP, _RETURN = Verdict(Word.DROP), Verdict(Word.RETURN)
 
 Then = Verdict | Dispatch | Log
@@ -238,12 +230,12 @@ class _Half:
     @property
     def _local(self) -> tuple[Match, ...]:
         """What this node answers; IPv6 knows multicast by its addresses, whatever the routes say."""
-        groups = (Within(Side.DESTINATION, _MULTICAST),) if self.family is Family.IPV6 else ()
+        groups = (Within(Side.DESTINATION, MULTICAST),) if self.family is Family.IPV6 else ()
         return (Answered(), *groups)
 
     def _local_origin(self) -> tuple[Match, ...]:
         name = self._name("own")
-        networks = frozenset((*own_networks(self.decisions), _LOOPBACK[self.family]))
+        networks = frozenset((*own_networks(self.decisions), LOOPBACK[self.family]))
         self.table.sets[name] = AddressSet.of(name, self.family, networks)
         return (Among(Side.ORIGIN, self.family, name),)
 
@@ -264,7 +256,7 @@ class _Half:
         sources = self.decisions.failsafe_sources
         for service in self.decisions.failsafe:
             for source in sources.items if not sources.any else (None,):
-                port = (Protocol(_NUMBERS[service.protocol]), Ports(which, service.ports))
+                port = (named_protocol(service.protocol), Ports(which, service.ports))
                 self._add(chain, "failsafe", (*port, *(self._address(source) if source else ())), _RETURN)
 
     def _by_port(self, gate: str, judgements: Sequence[Judgement], which: Port, local: Sequence[Match] | None) -> None:
@@ -281,7 +273,7 @@ class _Half:
                 verdicts.append((ports, _jump(groups[names])))
             name = f"{gate}-{protocol}"
             self.table.maps[name] = PortMap(name, tuple(verdicts))
-            self._add(gate, "", (Protocol(_NUMBERS[protocol]),), Dispatch(which, name))
+            self._add(gate, "", (named_protocol(protocol),), Dispatch(which, name))
 
     def _judges(self, chain: str, judging: Sequence[Judgement], which: Port, local: Sequence[Match] | None) -> str:
         """The chain that asks all of these, one after the other."""
@@ -328,7 +320,7 @@ class _Half:
             # What nat has sent to the closed port must get there, to be answered by it.
             closed = Ports(Port.DIALLED, PortRange(j.refusal.redirect_to, j.refusal.redirect_to))
             for protocol in dict.fromkeys(service.protocol for service in j.services):
-                arrived = (Protocol(_NUMBERS[protocol]), closed, Answered(groups=False))
+                arrived = (named_protocol(protocol), closed, Answered(groups=False))
                 self._add(refuse, j.entry, arrived, _RETURN)
         if j.refusal.action is Action.DROP:
             self._drop(refuse, j)
@@ -380,10 +372,10 @@ class _Half:
 
     def _sort_zones(self, suffix: str, refusing: frozenset[str]) -> None:
         sort, icmp, members = (self._name(f"{name}{suffix}") for name in ("zones", "icmp", "members"))
-        number = Protocol(_ICMP_NUMBER[self.family])
+        number = icmp_protocol(self.family)
         self._add(sort, "zones", (number,), _goto(icmp))
-        for passing in self._passing():
-            self._add(sort, "zones", passing, _RETURN)
+        for matches in passing(self.family):
+            self._add(sort, "zones", matches, _RETURN)
         self._add(sort, "zones", (), _goto(members))
         for kind in ICMP if self.family is Family.IPV4 else ICMPV6:
             self._add(icmp, "zones", (IcmpType(kind),), _RETURN)
@@ -391,16 +383,9 @@ class _Half:
         origin = "-origin" if suffix.endswith("-origin") else ""
         self.table.chains[members] = []
         for zone, member in zone_members(self.decisions.zones):
-            matches = self._links((member,), outgoing=False)[0] if isinstance(member, str) else self._address(member)
+            matches = links((member,), outgoing=False)[0] if isinstance(member, str) else self._address(member)
             then = _goto(self._name("zone", f"{zone.name}{origin}")) if zone.name in refusing else _RETURN
             self._add(members, zone.entry, matches, then)
-
-    def _passing(self) -> tuple[tuple[Match, ...], ...]:
-        """What IP itself needs beside ICMP: IGMP, and the answers of DHCP."""
-        udp = Protocol(_NUMBERS["udp"])
-        if self.family is Family.IPV4:
-            return (Protocol(_IGMP),), (udp, Ports(Port.DIALLED, PortRange(68, 68)))
-        return ((Within(Side.SOURCE, _LINK_LOCAL), udp, Ports(Port.DIALLED, PortRange(546, 546))),)
 
     def _write_zone(self, zone: ZoneDecision, chain: str, which: Port) -> None:
         spans: dict[str, list[tuple[PortRange, str]]] = {}
@@ -409,9 +394,9 @@ class _Half:
         for protocol, ranges in spans.items():
             name = f"{chain}-{protocol}"
             self.table.maps[name] = PortMap(name, tuple((ports, _RETURN) for ports, _ in segments(ranges)))
-            self._add(chain, zone.entry, (Protocol(_NUMBERS[protocol]),), Dispatch(which, name))
+            self._add(chain, zone.entry, (named_protocol(protocol),), Dispatch(which, name))
         for allowed in zone.protocols:
-            self._add(chain, zone.entry, (_protocol(allowed),), _RETURN)
+            self._add(chain, zone.entry, (named_protocol(allowed),), _RETURN)
         self._add(chain, zone.entry, (), _goto(self._name("refuse-zone", zone.name)))
 
     # Routed traffic
@@ -419,26 +404,21 @@ class _Half:
     def _route(self, gate: str, r: Routed) -> None:
         chain = self._name("forward", r.name)
         ways = product(
-            self._links(() if r.inside.negated else r.inside.names, outgoing=False) or [()],
-            self._links(() if r.outside.negated else r.outside.names, outgoing=True) or [()],
+            links(() if r.inside.negated else r.inside.names, outgoing=False) or [()],
+            links(() if r.outside.negated else r.outside.names, outgoing=True) or [()],
         )
         for inside, outside in ways:
             self._add(gate, r.entry, (*inside, *outside), _jump(chain))
-        self._add(chain, r.entry, (Protocol(_ICMP_NUMBER[self.family]), Flow.RELATED), _RETURN)
+        self._add(chain, r.entry, (icmp_protocol(self.family), Flow.RELATED), _RETURN)
         for match in self._exclusions(r):
             self._add(chain, r.entry, match, _RETURN)
         for matches in self._conditions(r):
             self._refuse(chain, r.entry, matches, r.verdict)
 
-    @staticmethod
-    def _links(names: Iterable[str], *, outgoing: bool) -> list[tuple[Match, ...]]:
-        """A condition for each; a mere "+" is none."""
-        return [(Link(name, outgoing),) if name != "+" else () for name in names]
-
     def _exclusions(self, r: Routed) -> Iterator[tuple[Match, ...]]:
         for interfaces, outgoing in ((r.inside, False), (r.outside, True)):
             if interfaces.negated:
-                yield from self._links(interfaces.names, outgoing=outgoing)
+                yield from links(interfaces.names, outgoing=outgoing)
         for sources, side in ((r.source, Side.SOURCE), (r.destination, Side.DESTINATION)):
             if sources.negated:
                 yield from (self._address(source, side) for source in sources.items)
@@ -446,7 +426,7 @@ class _Half:
     def _conditions(self, r: Routed) -> Iterator[tuple[Match, ...]]:
         sources = () if r.source.negated else r.source.items
         destinations = () if r.destination.negated else r.destination.items
-        protocol = (_protocol(r.protocol),) if r.protocol else ()
+        protocol = (named_protocol(r.protocol),) if r.protocol else ()
         for source, destination, ports in product(sources or (None,), destinations or (None,), r.ports or (None,)):
             yield (
                 *(self._address(source) if source else ()),
@@ -459,7 +439,3 @@ class _Half:
 def _accepts(raw: RawRule) -> bool:
     """Whether a [[rule]] may let a packet pass before our own chains in mangle judge it."""
     return raw.rule.enforce and raw.rule.table is Table.MANGLE and "ACCEPT" in raw.words
-
-
-def _protocol(name: str) -> Protocol:
-    return Protocol(int(name) if name.isdigit() else _NUMBERS[name])
