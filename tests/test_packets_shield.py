@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from live import ask
-from packets import OPEN, TIMEOUT, dial, dial_from, verdicts
+from packets import OPEN, TIMEOUT, dial, dial_from, iptables, verdicts
 from pages import section
 from shields import raise_alone, take_out
 from stacks import build
@@ -33,7 +33,7 @@ from lab.node import (
     STRANGER_2,
     Node,
 )
-from lab.traffic import Probe, Verdict, serve, serve_cluster
+from lab.traffic import Probe, Protocol, Verdict, serve, serve_cluster
 from nodewalld.service import client
 
 pytestmark = pytest.mark.kernel
@@ -41,6 +41,7 @@ pytestmark = pytest.mark.kernel
 OFF = '[daemon]\nshield = "off"\n'
 CONFIGURATIONS, PROBES = 9, 70
 PORTS = list(range(7001, 7009))
+PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp")
 
 
 def put(daemon: Daemon, text: str, more: str = "") -> None:
@@ -81,12 +82,17 @@ def cluster(laboratory: None) -> Iterator[Node]:
     with Node("nft") as made:
         made.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
         serve_cluster(made)
+        ports = PORTS + [base + n for base in (7300, 7400, 7500, 7510, 7600) for n in (1, 2, 3)]
         for ns in ("node", "beyond", "pod1"):
-            serve(made, ns, tcp=PORTS, udp=PORTS)
+            serve(made, ns, tcp=ports, udp=ports)
+        serve(made, "client", tcp=[7999], udp=[7999])
         for family, pod in (("ipv4", POD1.ipv4), ("ipv6", f"[{POD1.ipv6}]")):
-            tool = "iptables" if family == "ipv4" else "ip6tables"
-            to = f"-p tcp --dport 7001:7004 -j DNAT --to-destination {pod}"
-            made.run(f"{tool} -t nat -A PREROUTING -d {EXTERNAL.of(family)} {to}")
+            external, to = EXTERNAL.of(family), f"-j DNAT --to-destination {pod}"
+            rules = [f"-d {external} -p tcp --dport 7001:7004 {to}"]
+            for protocol, port in (("tcp", 8080), ("udp", 53)):
+                rules += [f"-m addrtype --dst-type LOCAL -p {protocol} --dport 7101:7103 {to}:{port}"]
+                rules += [f"-d {external} -p {protocol} --dport 7201:7203 {to}:{port}"]
+            iptables(made, family, *(f"-t nat -A PREROUTING {rule}" for rule in rules))
         yield made
 
 
@@ -188,6 +194,29 @@ def test_any_configuration_lets_the_same_through_in_iptables_and_in_the_shield(d
 def test_every_action_and_destination_alike(daemon: Daemon, family: str) -> None:
     wrong = differences(three_ways(daemon, EVERYTHING, {n: p for n, (p, _) in matrix(family).items()}), whole=True)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("target", ["drop", "reject"])
+def test_zones_alike_whichever_way_leads_here(daemon: Daemon, target: str) -> None:
+    """By address, by NodePort, and by an address of a load balancer that no interface holds."""
+    text = written(
+        {"zone": {"z": {"interfaces": ["eth0"], "ports": ["7001/tcp", "7201/tcp", "7003/udp"], "target": target}}}
+    )
+    ways = [(NODE, port) for port in (7001, 7002, 7003, 31002)]
+    ways += [(EXTERNAL, port) for port in (7001, 7002, 7201, 7202)] + [(BEYOND, 7002)]
+    probes = {
+        f"{to.of(family)} {port}/{protocol}": dial(STRANGER, family, to, port, protocol)
+        for family in FAMILIES
+        for protocol in PROTOCOLS
+        for to, port in ways
+    }
+    groups = [(family, to, port) for family in FAMILIES for to in (MULTICAST, BROADCAST_OR_ANYCAST) for port in PORTS]
+    probes |= {f"{to.of(f)} {port}/udp": dial(STRANGER, f, to, port, "udp") for f, to, port in groups}
+    probes |= {f"to a stranger {f} {p}": dial_from("node", f, STRANGER, 7999, p) for f in FAMILIES for p in PROTOCOLS}
+    found = three_ways(daemon, text, probes)
+    wrong = differences(found, whole=True)
+    assert not wrong, "\n".join(wrong)
+    assert {end for name, end in found["shield"].items() if name.startswith("to a stranger")} == {OPEN}
 
 
 @pytest.mark.parametrize("example", STACKS)
