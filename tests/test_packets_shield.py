@@ -199,9 +199,9 @@ def test_every_action_and_destination_alike(daemon: Daemon, family: str) -> None
 @pytest.mark.parametrize("target", ["drop", "reject"])
 def test_zones_alike_whichever_way_leads_here(daemon: Daemon, target: str) -> None:
     """By address, by NodePort, and by an address of a load balancer that no interface holds."""
-    text = written(
-        {"zone": {"z": {"interfaces": ["eth0"], "ports": ["7001/tcp", "7201/tcp", "7003/udp"], "target": target}}}
-    )
+    allowed = ["7001/tcp", "7201/tcp", "7003/udp", "7006/udp"]
+    zone = {"z": {"interfaces": ["eth0"], "ports": allowed, "target": target}}
+    text = written({"zone": zone, "port": [{"name": "alone", "ports": [7006], "protocol": ["udp"]}]})
     ways = [(NODE, port) for port in (7001, 7002, 7003, 31002)]
     ways += [(EXTERNAL, port) for port in (7001, 7002, 7201, 7202)] + [(BEYOND, 7002)]
     probes = {
