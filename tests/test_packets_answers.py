@@ -6,6 +6,7 @@ of ours becomes the NFLOG rule of the same matches and prefix, where it stood.
 
 import contextlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import cast
@@ -146,8 +147,12 @@ def test_a_refusal_answers_as_its_action_says(guarded: Guarded, family: str, act
 
 @contextlib.contextmanager
 def heard(guarded: Guarded) -> Iterator[None]:
-    """With the daemon dead, and NFLOG in the place of every LOG."""
+    """With the daemon dead, and NFLOG in the place of every LOG, in the shield as well."""
     with guarded.killed():
+        shield = guarded.node.run("nft list table inet nodewalld", check=False).stdout
+        if "log prefix" in shield:
+            shield = re.sub(r'log prefix ("[^"]*")', r"log prefix \1 group 0", re.sub(r"\n\tflags \w*\n", "\n", shield))
+            guarded.node.run("nft -f -", stdin=f"delete table inet nodewalld\n{shield}")
         for tool in ("iptables", "ip6tables"):
             rules = guarded.node.run(f"{tool}-save").stdout
             assert "-j LOG --log-prefix" in rules
