@@ -6,6 +6,7 @@ from worlds import CAPTURES, number, packet, routes, world
 
 from nodewalld.core.words import Backend, Family
 from nodewalld.walk import ICMP, ICMPV6, UDP, Outcome, Route, Tracked, Unread, Verdict, judge, read, read_sets
+from nodewalld.walk.rules import Chain
 
 SEED = "-A INPUT -p tcp -m tcp --dport 31002 -j DROP\n"
 KUBE = (CAPTURES / "kp126-nft-3svc.v4.save").read_text()
@@ -321,3 +322,21 @@ def test_without_a_flow_a_connmark_matches_neither_way() -> None:
     text = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j CT --notrack\nCOMMIT\n"
     text += filtered("-m connmark ! --mark 0x1 -j DROP", "-m connmark --mark 0x0 -j DROP")
     assert asked(text, "203.0.113.9", "10.90.0.1", 80).passes
+
+
+def test_of_rules_for_one_port_each_only_those_for_the_packets_port_are_looked_at() -> None:
+    texts = [f"-p tcp -m tcp --dport {port} -j ACCEPT" for port in range(100)]
+    texts[40:40] = ["-p tcp -m tcp ! --dport 7 -j LOG", '-m comment --comment "--dport 9" -j LOG']
+    texts += ["-p tcp -m tcp --dport 7:8 -j LOG", "-p tcp -m multiport --dports 7,9 -j LOG", "-p udp -m udp --dport 7"]
+    chain = Chain("big", "", texts)
+
+    def met(ports: tuple[int, int]) -> list[int]:
+        found, index = [], chain.following(0, ports)
+        while index < len(texts):
+            found.append(index)
+            index = chain.following(index + 1, ports)
+        return found
+
+    assert met((7, 7)) == [7, 40, 41, 102, 103, 104]
+    assert met((50, 50)) == [40, 41, 52, 102, 103]
+    assert met((7, 9)) == list(range(len(texts)))

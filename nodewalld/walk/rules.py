@@ -5,16 +5,20 @@ its own words. kube-proxy writes 60,000 rules for 5,000 Services, of which one p
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from nodewalld.core.ruletext import TAG_PREFIX, split
 from nodewalld.core.words import Table
+from nodewalld.walk.packet import Ports
 
 _WORD = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^\s"])+')
 _COUNTERS = re.compile(r"\[\d+:\d+\] ")
 _ONE_WORD = frozenset({"--comment", "--log-prefix", "--nflog-prefix", "--string", "--hex-string"})
+
+_PORT_MODULES = frozenset({"tcp", "udp", "sctp", "dccp", "udplite"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,15 @@ class Rule:
         return ""
 
 
+def _only_port(parsed: Parsed) -> int | None:
+    """The one destination port that a rule is for."""
+    for module, options in parsed.conditions:
+        for option in options if module in _PORT_MODULES else ():
+            if option.name == "--dport" and not option.negated and option.words[0].isdigit():
+                return int(option.words[0])
+    return None
+
+
 @dataclass(frozen=True)
 class Chain:
     """A chain; `policy` is "" for one that the user made."""
@@ -121,6 +134,31 @@ class Chain:
     def rules(self) -> tuple[Rule, ...]:
         """Its rules in their order."""
         return tuple(Rule(self.name, number, text) for number, text in enumerate(self.texts, 1))
+
+    def following(self, index: int, ports: Ports) -> int:
+        """The first rule from an index on that a packet to these ports may match; the chain's length if there is none.
+
+        Of kube-proxy's thousands, each for one port, only those of the packet's own need be looked at.
+        """
+        if ports[0] != ports[1]:
+            return index
+        general, single = self._by_port
+        found = len(self.texts)
+        for indices in (general, single.get(ports[0], ())):
+            place = bisect_left(indices, index)
+            if place < len(indices):
+                found = min(found, indices[place])
+        return found
+
+    @cached_property
+    def _by_port(self) -> tuple[Sequence[int], Mapping[int, Sequence[int]]]:
+        """Which rules are for whatever port, and which for one only."""
+        general: list[int] = []
+        single: dict[int, list[int]] = {}
+        for index, rule in enumerate(self.rules):
+            port = _only_port(rule.parsed)
+            (general if port is None else single.setdefault(port, [])).append(index)
+        return general, single
 
 
 @dataclass(frozen=True)

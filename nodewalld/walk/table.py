@@ -114,6 +114,7 @@ class _Walk:
     def _advance(self, thread: _Thread, work: list[_Thread]) -> Iterator[Way]:
         """Follow one way to its end; where it forks, the other is put on the heap of work."""
         while True:
+            thread.index = thread.chain.following(thread.index, thread.state.destination_ports)
             if thread.index >= len(thread.chain.texts):
                 if not thread.stack:
                     fate = Fate(thread.chain.policy.lower()) if thread.chain.policy in ENDS else Fate.ACCEPT
