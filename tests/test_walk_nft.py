@@ -33,7 +33,8 @@ def table(
     items.append({"chain": {**where, "name": "back"}})
     for chain_name, expr in [("base", rule) for rule in rules] + [("other", [{"drop": None}])]:
         items.append({"rule": {**where, "chain": chain_name, "expr": json.loads(json.dumps(expr))}})
-    items.append({"rule": {**where, "chain": "ipv4-refuse-port-vault", "expr": [{"counter": None}, {"drop": None}]}})
+    ours = {**where, "chain": "ipv4-refuse-port-vault", "comment": "port/vault"}
+    items.append({"rule": {**ours, "expr": [{"counter": None}, {"drop": None}]}})
     return read_table(items)
 
 
@@ -140,6 +141,9 @@ def test_who_binds_a_flow_first_has_bound_it(prio: int, port: int) -> None:
 
 
 def test_ours_are_named_there_too() -> None:
-    others = table([{"jump": {"target": "ipv4-refuse-port-vault"}}], name="nodewalld")
+    there = {"jump": {"target": "ipv4-refuse-port-vault"}}
+    others = table([there], name="nodewalld")
     verdict = judge(packet("203.0.113.9", "10.90.0.1", 80), world("", others=others))
     assert [rule.tag for rule in verdict.deciders] == ["port/vault"]
+    verdict = judge(packet("203.0.113.9", "10.90.0.1", 80), world("", others=table([there])))
+    assert [rule.tag for rule in verdict.deciders] == [""]

@@ -5,7 +5,6 @@ told as it was printed. A rule that does more than one thing to a packet is not 
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +17,6 @@ from nodewalld.walk.rules import Chain, Option, Parsed, Rule
 from nodewalld.walk.world import BaseChain, World
 
 _OURS = "nodewalld"
-_ENTRY = re.compile(r"ipv[46]-(?:refuse-)?(?:(?<=refuse-)(port|zone)|(?<!refuse-)(forward))-(.+)")
 _NO_EFFECT = frozenset({"counter", "log", "comment"})
 _VERDICTS = {"accept": "ACCEPT", "drop": "DROP", "reject": "REJECT", "return": "RETURN", "queue": "NFQUEUE"}
 _REWRITES = {"dnat": "--to-destination", "snat": "--to-source", "redirect": "--to-ports", "masquerade": "--to-ports"}
@@ -113,8 +111,7 @@ class _Table:
     def _rules(self, chain: str, number: int, rule: Json) -> Iterable[NftRule]:
         """One rule, or for a verdict map as many as it has elements: the first that matches decides."""
         expressions: Sequence[Json] = rule.get("expr", ())
-        match = _ENTRY.fullmatch(chain) if self.name == _OURS else None
-        entry = f"{match[1] or match[2]}/{match[3]}" if match else ""
+        entry = str(rule.get("comment", "")) if self.name == _OURS else ""
         conditions: list[Condition] = []
         deeds: list[Json] = []
         maps: list[Json] = []
