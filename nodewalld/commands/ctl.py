@@ -164,6 +164,12 @@ def _explain(args: argparse.Namespace, tools: Tools) -> int:
     return explain.run(args, tools)
 
 
+def _exposures(args: argparse.Namespace, tools: Tools) -> int:
+    from nodewalld.commands import exposures  # noqa: PLC0415 - heavy
+
+    return exposures.run(args, tools)
+
+
 def _schema(_args: argparse.Namespace, _tools: Tools) -> int:
     from nodewalld.configuration.describe import json_schema  # noqa: PLC0415 - heavy
 
@@ -265,6 +271,17 @@ COMMANDS = {
             'nodewallctl explain icmp 203.0.113.9 "->" 192.0.2.1 --type 8',
         ),
     ),
+    "exposures": _Command(
+        _exposures,
+        "what of this node can the world reach, and which entry governs it?",
+        "Listeners, NodePorts, hostPorts, published ports and external addresses, each judged as `explain` would\n"
+        "judge a stranger's packet. Sends nothing and changes nothing. Exit status: 0 told, 1 error.",
+        (
+            "nodewallctl exposures",
+            "nodewallctl exposures --in ens18",
+            "nodewallctl exposures --from 10.90.0.7 --json",
+        ),
+    ),
     "report": _Command(
         _report,
         "write one file with everything that a maintainer needs to understand this node",
@@ -355,6 +372,8 @@ def _add_own(name: str, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", metavar="FILE", nargs="?", help='what iptables-save printed, "-" for stdin')
     if name == "explain":
         packet.add_arguments(parser)
+    if name == "exposures":
+        packet.add_stranger(parser)
     if name == "report":
         parser.add_argument("--output", metavar="FILE", type=Path, help="default nodewalld-report-TIME.tar.gz, here")
     if name == "try":

@@ -41,6 +41,14 @@ class Described:
     icmp: tuple[int, int] | None
 
 
+def add_stranger(parser: argparse.ArgumentParser) -> None:
+    """Who knocks at the node's doors, and by which interface."""
+    text = "who knocks: this address, in its family only (default: an address that nobody has, in both families)"
+    parser.add_argument("--from", dest="source", metavar="ADDRESS", type=_address, help=text)
+    text = "by which interface (default: all that lead outside)"
+    parser.add_argument("--in", dest="inside", metavar="IFACE", default="", help=text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The words that describe one packet."""
     parser.add_argument("protocol", metavar="PROTOCOL", choices=_PROTOCOLS, help="the protocol: tcp, udp, sctp or icmp")
@@ -111,6 +119,13 @@ def endpoint(text: str) -> Endpoint:
     except ValueError:
         cure = "such as 192.0.2.1:443, [2001:db8::1]:443 or :443"
         raise argparse.ArgumentTypeError(f"{text!r} is no address and port ({cure})") from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address") from error
 
 
 def _mark(text: str) -> int:

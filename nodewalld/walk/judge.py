@@ -5,7 +5,7 @@ doubt; nothing is guessed. A packet of a flow that exists is led by nat as that 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from nodewalld.core.words import Backend, Family, Table
@@ -25,11 +25,19 @@ _ENDS = {Fate.DROP: Outcome.DROPPED, Fate.REJECT: Outcome.REJECTED, Fate.UNKNOWN
 
 def judge(packet: Packet, world: World) -> Verdict:
     """Walk a packet through a world. Never fails: what can't be told is part of the answer."""
-    if packet.from_node and not packet.source:
-        packet = replace(packet, source=_chosen_source(packet, world))
-    journey = _Journey(packet, world)
-    paths = journey.sent() if packet.from_node else journey.received()
-    return Verdict(packet, tuple(paths))
+    return next(judge_each((packet,), world))
+
+
+def judge_each(packets: Iterable[Packet], world: World) -> Iterator[Verdict]:
+    """Walk many packets, each for itself; the rules that they meet are taken apart once."""
+    walker = Walker(world)
+    for each in packets:
+        packet = each
+        if packet.from_node and not packet.source:
+            packet = replace(packet, source=_chosen_source(packet, world))
+        journey = _Journey(packet, world, walker)
+        paths = journey.sent() if packet.from_node else journey.received()
+        yield Verdict(packet, tuple(paths))
 
 
 def _chosen_source(packet: Packet, world: World) -> int:
@@ -49,10 +57,7 @@ def _chosen_source(packet: Packet, world: World) -> int:
 class _Journey:
     packet: Packet
     world: World
-    walker: Walker = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.walker = Walker(self.world)
+    walker: Walker
 
     def received(self) -> list[Path]:
         """By an interface."""
