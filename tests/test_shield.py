@@ -166,7 +166,7 @@ def test_a_plain_table_is_put_back_and_it_is_told_how_long_it_was_gone(nft_node:
         for command, reason in (
             ("nft flush ruleset", "missing"),
             ("nft delete table inet nodewalld", "missing"),
-            ("nft flush chain inet nodewalld ipv4-port-shut", "changed"),
+            ("nft flush chain inet nodewalld ipv4-port/shut", "changed"),
             ("nft add table inet nodewalld '{ flags dormant; }'", "changed"),
             ("nft insert rule inet nodewalld prerouting accept", "changed"),
             (f"nft delete element inet nodewalld ipv4-prerouting-tcp '{{ {PORT} }}'", "changed"),
@@ -309,7 +309,7 @@ def test_it_is_shown_with_what_it_does_not_carry(nft_node: Node) -> None:
     daemon = Daemon(nft_node, CONFIG + raw).wait_ready()
     answer_to(nft_node, dial(STRANGER, "ipv4", NODE, PORT))
     lines = daemon.ctl("show").stdout.splitlines()
-    assert "shield ipv4-refuse-port-shut (IPv4)" in lines
+    assert "shield ipv4-refuse-port/shut (IPv4)" in lines
     assert any(row["rule"].endswith(" counter drop") and row["packets"] for row in shown(daemon))
     assert lines[-1].split() == ["rule/raw", "the", "text", "of", "a", "rule", "is", "iptables'"]
     assert "table inet nodewalld {" in daemon.ctl("show", "--compiled").stdout

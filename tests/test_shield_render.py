@@ -4,6 +4,7 @@ import ipaddress
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_random_configurations import NODE
@@ -57,6 +58,39 @@ def test_every_verdict_leads_to_a_chain_that_is_there(tmp_path: Path) -> None:
         thens += [verdict for each in shield.maps for _, verdict in each.verdicts]
         led = {then.chain for then in thens if isinstance(then, Verdict) and then.word in {Word.JUMP, Word.GOTO}}
         assert led | {chain.name for chain in shield.chains if chain.base} == chains
+
+
+@pytest.mark.parametrize("name", ["last", "first", "origin", "here", "zone-origin", "members", "a-origin", "a-tcp"])
+def test_no_entry_s_name_makes_two_chains_one(tmp_path: Path, name: str) -> None:
+    """The same entries, under another name, give the same number of chains and of rules."""
+
+    def size(called: str) -> tuple[int, int]:
+        text = f"""
+[zone.{called}]
+interfaces = ["eth0"]
+services = ["ssh"]
+target = "drop"
+[zone.a]
+interfaces = ["eth1"]
+services = ["ssh"]
+target = "reject"
+[[port]]
+name = "{called}"
+ports = [1, 2]
+action = "reject"
+[[port]]
+name = "a"
+ports = [2]
+from_node = true
+[[forward]]
+name = "{called}"
+source = ["10.0.0.0/8"]
+action = "drop"
+"""
+        chains = shield_of(tmp_path, text).chains
+        return len(chains), sum(len(chain.rules) for chain in chains)
+
+    assert size(name) == size("other")
 
 
 PORT = '[[port]]\nname = "a"\nports = [1]\nfrom_node = true\n'

@@ -25,7 +25,7 @@ def table(
     where = {"family": "inet", "table": name}
     chain = {**where, "name": "base", "type": kind, "hook": hook, "prio": prio, "policy": policy}
     items: list[dict[str, Any]] = [{"table": {"family": "inet", "name": name}}, {"chain": chain}]
-    items += [{"chain": {**where, "name": "other"}}, {"chain": {**where, "name": "ipv4-refuse-port-vault"}}]
+    items += [{"chain": {**where, "name": "other"}}, {"chain": {**where, "name": "ipv4-refuse-port/vault"}}]
     items.append({"set": {**where, "name": "nets", "elem": [{"prefix": {"addr": "203.0.113.0", "len": 24}}]}})
     items.append(
         {"map": {**where, "name": "ports", "elem": [[80, {"drop": None}], [443, {"jump": {"target": "other"}}]]}}
@@ -33,7 +33,7 @@ def table(
     items.append({"chain": {**where, "name": "back"}})
     for chain_name, expr in [("base", rule) for rule in rules] + [("other", [{"drop": None}])]:
         items.append({"rule": {**where, "chain": chain_name, "expr": json.loads(json.dumps(expr))}})
-    ours = {**where, "chain": "ipv4-refuse-port-vault", "comment": "port/vault"}
+    ours = {**where, "chain": "ipv4-refuse-port/vault", "comment": "port/vault"}
     items.append({"rule": {**ours, "expr": [{"counter": None}, {"drop": None}]}})
     return read_table(items)
 
@@ -141,7 +141,7 @@ def test_who_binds_a_flow_first_has_bound_it(prio: int, port: int) -> None:
 
 
 def test_ours_are_named_there_too() -> None:
-    there = {"jump": {"target": "ipv4-refuse-port-vault"}}
+    there = {"jump": {"target": "ipv4-refuse-port/vault"}}
     others = table([there], name="nodewalld")
     verdict = judge(packet("203.0.113.9", "10.90.0.1", 80), world("", others=others))
     assert [rule.tag for rule in verdict.deciders] == ["port/vault"]

@@ -118,8 +118,12 @@ class _Half:
 
     # Writing
 
-    def _name(self, *parts: str) -> str:
-        return "-".join((self.family.value, *parts))
+    def _name(self, which: str) -> str:
+        return f"{self.family}-{which}"
+
+    def _of(self, kind: str, name: str) -> str:
+        """The name of an entry's chain; no name of an entry holds a slash."""
+        return f"{self._name(kind)}/{name}"
 
     def _add(self, chain: str, entry: str, matches: Iterable[Match], then: Then) -> None:
         self.table.chains.setdefault(chain, []).append(Rule(entry, tuple(matches), then))
@@ -139,7 +143,7 @@ class _Half:
         self._write_last(answers)
         targets = self._targets()
         for judgement in self.judgements:
-            if self._name("port", judgement.name) in targets:
+            if self._of("port", judgement.name) in targets:
                 self._judge(judgement)
 
     def _targets(self) -> frozenset[str]:
@@ -279,15 +283,15 @@ class _Half:
         """The chain that asks all of these, one after the other."""
         if local is None:
             if len(judging) == 1:
-                return self._name("port", judging[0].name)
+                return self._of("port", judging[0].name)
             for j in judging:
-                self._add(chain, j.entry, (), _jump(self._name("port", j.name)))
+                self._add(chain, j.entry, (), _jump(self._of("port", j.name)))
             return chain
         here = [j for j in judging if j.dialled is Destination.LOCAL]
         side = Side.ORIGIN if which is Port.ORIGIN else Side.DESTINATION
         services = which is Port.DIALLED and self.decisions.has_service_addresses
         if judging == here and len(here) == 1 and not local and not services:
-            return self._name("port", here[0].name)
+            return self._of("port", here[0].name)
         self.table.chains[chain] = []
         for j in judging:
             if j.dialled is Destination.LOCAL:
@@ -295,22 +299,22 @@ class _Half:
             listed = () if isinstance(j.dialled, Destination) else j.dialled
             anywhere = ((),) if j.dialled is Destination.ANY else ()
             for matches in (*anywhere, *((Within(side, network),) for network in listed)):
-                self._add(chain, j.entry, matches, _jump(self._name("port", j.name)))
+                self._add(chain, j.entry, matches, _jump(self._of("port", j.name)))
         if not here:
             return chain
         target = chain
         if local:
-            target = f"{chain}-here" if services or len(here) > 1 else self._name("port", here[0].name)
+            target = f"{chain}-here" if services or len(here) > 1 else self._of("port", here[0].name)
             for match in local:
                 self._add(chain, here[0].entry if len(here) == 1 else "", (match,), _goto(target))
         if services:
             self._services(target)
         for j in here if target.startswith(chain) else ():
-            self._add(target, j.entry, (), _jump(self._name("port", j.name)))
+            self._add(target, j.entry, (), _jump(self._of("port", j.name)))
         return chain
 
     def _judge(self, j: Judgement) -> None:
-        judge, refuse = self._name("port", j.name), self._name("refuse-port", j.name)
+        judge, refuse = self._of("port", j.name), self._of("refuse-port", j.name)
         for source in j.deny:
             self._add(judge, j.entry, self._address(source), _goto(refuse))
         for source in j.allow:
@@ -365,10 +369,10 @@ class _Half:
                 self._sort_zones(f"{stage}{kind}", refusing)
                 for zone in self.decisions.zones:
                     if zone.name in refusing:
-                        self._write_zone(zone, self._name("zone", f"{zone.name}{kind}"), which)
+                        self._write_zone(zone, self._of(f"zone{kind}", zone.name), which)
         for zone in self.decisions.zones:
             if zone.name in refusing:
-                self._refuse(self._name("refuse-zone", zone.name), zone.entry, (), zone.verdict)
+                self._refuse(self._of("refuse-zone", zone.name), zone.entry, (), zone.verdict)
 
     def _sort_zones(self, suffix: str, refusing: frozenset[str]) -> None:
         sort, icmp, members = (self._name(f"{name}{suffix}") for name in ("zones", "icmp", "members"))
@@ -384,7 +388,7 @@ class _Half:
         self.table.chains[members] = []
         for zone, member in zone_members(self.decisions.zones):
             matches = links((member,), outgoing=False)[0] if isinstance(member, str) else self._address(member)
-            then = _goto(self._name("zone", f"{zone.name}{origin}")) if zone.name in refusing else _RETURN
+            then = _goto(self._of(f"zone{origin}", zone.name)) if zone.name in refusing else _RETURN
             self._add(members, zone.entry, matches, then)
 
     def _write_zone(self, zone: ZoneDecision, chain: str, which: Port) -> None:
@@ -397,12 +401,12 @@ class _Half:
             self._add(chain, zone.entry, (named_protocol(protocol),), Dispatch(which, name))
         for allowed in zone.protocols:
             self._add(chain, zone.entry, (named_protocol(allowed),), _RETURN)
-        self._add(chain, zone.entry, (), _goto(self._name("refuse-zone", zone.name)))
+        self._add(chain, zone.entry, (), _goto(self._of("refuse-zone", zone.name)))
 
     # Routed traffic
 
     def _route(self, gate: str, r: Routed) -> None:
-        chain = self._name("forward", r.name)
+        chain = self._of("forward", r.name)
         ways = product(
             links(() if r.inside.negated else r.inside.names, outgoing=False) or [()],
             links(() if r.outside.negated else r.outside.names, outgoing=True) or [()],
