@@ -2,8 +2,12 @@
 
 Law: of a text that tomllib accepts every key has its line; of another text whatever was found before its fault. This
 scanner finds keys, tables and elements and steps over values; it decodes nothing but keys, and judges nothing but
-what would take tomllib hours or gigabytes. Its patterns never go back over what they have taken. Newlines, comments
-and trailing commas are stepped over in inline tables too, because TOML 1.1 (Python 3.15) has them there.
+what would take tomllib hours or gigabytes. Its patterns go back over no character that they have taken, only over whole
+escapes and lines. Newlines, comments and trailing commas are stepped over in inline tables too, because TOML 1.1
+(Python 3.15) has them there.
+
+Possessive quantifiers stand behind single characters only: behind groups they are broken before Python 3.11.5
+(gh-106052), and Debian 12 has 3.11.2.
 """
 
 import contextlib
@@ -19,14 +23,14 @@ KeyPath = tuple[str | int, ...]
 
 _PARTS_MAX = 100
 _NUMBER_MAX = 4000  # int() refuses numbers of more than 4300 digits, and tomllib lets that through
-_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
-_KEY_PART = re.compile(r'"(?:[^"\\\n]++|\\.)*+"|\'[^\'\n]*+\'|[A-Za-z0-9_-]++')
+_BASIC = r'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*"'
+_LITERAL = r"'[^'\n]*+'"
+_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*")
+_KEY_PART = re.compile(rf"{_BASIC}|{_LITERAL}|[A-Za-z0-9_-]++")
 _DOT = re.compile(r"[ \t]*+\.[ \t]*+")
 _STRING = re.compile(
-    r'"""(?:[^"\\]++|\\.|"(?!""))*+"{3,5}'  # may end in one or two quotes of its own, before the closing three
-    r"|'''.*?'{3,5}"
-    r'|"(?:[^"\\\n]++|\\.)*+"'
-    r"|'[^'\n]*+'",
+    # It may end in one or two quotes of its own, before the closing three.
+    rf"""\"{{3}}[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"{{3,5}}|'{{3}}.*?'{{3,5}}|{_BASIC}|{_LITERAL}""",
     re.DOTALL,
 )
 _PLAIN = re.compile(r"[^,\]}#\n]++")
