@@ -43,9 +43,6 @@ table ip kube-proxy {
 }
 table ip6 docker-bridges {
 }
-table inet nodewalld {
- chain forward { type filter hook forward priority -151; policy drop; }
-}
 """
 
 

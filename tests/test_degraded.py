@@ -341,7 +341,7 @@ def test_without_a_disk_the_rules_are_held_and_only_promises_for_later_are_refus
     assert daemon.ctl("pause", "--for", "1m").returncode == 0
 
 
-STATE = ("prints", "owned", "backend", "last-good", "trial", "pause", "unconfirmed")
+STATE = ("prints", "owned", "backend", "last-good", "trial", "pause", "unconfirmed", "shield", "neighbours")
 WRONG = {
     "truncated": '{"sets": ["fri',
     "binary": b"\xff\0\xfe",

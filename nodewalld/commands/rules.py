@@ -76,7 +76,8 @@ def _commands(changes: Iterable[Json], paint: Paint) -> Iterator[str]:
     commands = [str(command) for change in changes for command in change.get("commands") or ()]
     for command in commands[:_SET_LINES]:
         mark = "-" if command.startswith("del") else "+"
-        yield paint(f"  {mark} {printable(command)}", _MARKS[mark])
+        for line in columns((f"  {mark}", printable(command)), (3, paint.width - 4), _OPTION):
+            yield paint(line, _MARKS[mark])
     if len(commands) > _SET_LINES:
         yield paint(f"  ... {len(commands) - _SET_LINES} more", "dim")
 
@@ -108,7 +109,8 @@ def iptables_only(entries: Sequence[Json], paint: Paint) -> Iterator[str]:
         yield ""
         yield paint("iptables only (not in the shield)", "bold")
     for one in entries:
-        yield f"  {printable(str(one.get('entry'))):24} {printable(str(one.get('reason')))}"
+        cells = f"  {printable(str(one.get('entry')))}", printable(str(one.get("reason")))
+        yield from columns(cells, (26, paint.width - 27), _OPTION)
 
 
 def _entry(row: Json) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from heapq import merge
 
+from nodewalld.core.shield.rules import TABLE as SHIELD
+from nodewalld.core.shield.rules import Stage
 from nodewalld.core.tracing.header import Header
 from nodewalld.core.words import Backend, Family, Table
 
@@ -154,12 +156,15 @@ class Paths:
         return min((path.last if path.ended else path.last + QUIET for path in self._open), default=float("inf"))
 
 
-def _ranked(sightings: Sequence[Sighting], hooks: Sequence[str]) -> Iterator[tuple[tuple[int, int], Sighting]]:
-    """Each with the place of its hook and table; what isn't a chain of iptables' own counts as what was before it."""
-    rank = (-1, -1)
+def _ranked(sightings: Sequence[Sighting], hooks: Sequence[str]) -> Iterator[tuple[tuple[int, float], Sighting]]:
+    """Each with the place of its hook and table; what isn't a chain that a hook asks counts as what was before it."""
+    rank = (-1, -1.0)
     for sighting in sightings:
         spot = sighting.spot
         if spot.chain in hooks and spot.table in _TABLES:
             late = spot.table == Table.NAT and spot.chain == "INPUT"  # for source addresses: behind all others
             rank = hooks.index(spot.chain), len(_TABLES) if late else _TABLES.index(spot.table)
+        elif spot.table == SHIELD and (hook := spot.chain.removesuffix(Stage.LAST).upper()) in hooks:
+            before = len(_TABLES) if spot.chain.endswith(Stage.LAST) else _TABLES.index(Table.MANGLE)
+            rank = hooks.index(hook), before - 0.5
         yield rank, sighting

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from nodewalld.core.ruletext import Rule, join
+from nodewalld.core.shield.rules import TABLE as SHIELD
 from nodewalld.core.tracing.header import Header
 from nodewalld.core.tracing.path import Kind, Path, Sighting
 from nodewalld.core.tracing.traffic import TAG
@@ -83,6 +84,10 @@ def _steps(path: Path, said: Sequence[Said]) -> Iterator[Step]:
         now = sighting.header or packet
         seen = bool(sighting.header)
         spot, rule = sighting.spot, Rule(found.text)
+        entry, text = rule.tag, join(rule.bare) if rule.tag else found.text
+        if (spot.tables, spot.table) == ("inet", SHIELD):
+            text, _, comment = found.text.partition(' comment "')
+            entry = comment.rstrip('"')
         comes, goes = (sighting.coming, sighting.going) if seen else (coming, going)
         yield Step(
             spot.backend,
@@ -90,9 +95,9 @@ def _steps(path: Path, said: Sequence[Said]) -> Iterator[Step]:
             spot.table,
             spot.chain,
             found.kind,
-            join(rule.bare) if rule.tag else found.text,
+            text,
             found.number,
-            rule.tag,
+            entry,
             sighting.verdict or found.policy or _VERDICTS.get(rule.target, ""),
             found.sure,
             replace(now, detail="") if now.ends != packet.ends else None,
