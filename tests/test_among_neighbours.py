@@ -66,9 +66,11 @@ def test_everybody_does_what_the_page_says(laboratory: None, name: str) -> None:
         without = {key: alone(stage, action, 1) for key, action in actions.items() if there[key]["did"] != NOTHING}
         with guarded(stage) as guard:
             rows = [Row(neighbour, a, backend, guard.runs(a, 1), without.get(key, ())) for key, a in actions.items()]
+    # What the flush of one action leaves undone, because we are back before it is through, the next one does.
+    steady = not any(row["complains"] for row in there.values() if row["program"] == name)
     for row in rows:
         here, wanted = row.kept(), there[row.key]
-        if wanted["did"] == NOTHING:
+        if wanted["did"] == NOTHING and steady:
             assert here["did"] == NOTHING, row.key
         for place in PLACES:
             for side in ("with", "without") if row.alone else ("with",):

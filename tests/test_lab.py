@@ -235,6 +235,8 @@ def test_a_flood_counts_every_packet_of_an_open_port(node: Node, family: str, ra
 def test_a_flood_tells_when_packets_passed(node: Node, family: str) -> None:
     target = (layout.NODE.of(family), 7000)
     flood = Flood(node, "client", source=layout.STRANGER.of(family), to=target).start()
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() > begun + 0.2)  # the first packets may wait for the neighbour's address
     rule = "INPUT -p udp --dport 7000 -j DROP"
     iptables(node, family, f"-I {rule}")
     shut = time.monotonic()
