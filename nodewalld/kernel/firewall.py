@@ -25,6 +25,7 @@ from nodewalld.kernel.xtables import LegacyReader
 
 _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to be had in time
 _STABLE_ATTEMPTS = 5
+_CHAINWISE = 4  # chains that are read by a program each
 _LARGE = 1 << 18  # bytes of a legacy table: a thousand rules or so
 _CONTENTS_MAX = 20_000  # texts kept by content; neighbours and reloads bring new ones
 
@@ -222,9 +223,10 @@ class NftFirewall(_Tools):
 
     def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
         chains_read, handles = {}, {}
-        names = sorted(chains)
-        for name, looked in self._reader.look(self.family, table.value, names).items():
-            held = self._chain(table, name, looked, shallow=name in shallow)
+        looked = self._reader.look(self.family, table.value, sorted(chains))
+        self._learn_many(table, looked, shallow)
+        for name, rules in looked.items():
+            held = self._chain(table, name, rules, shallow=name in shallow)
             if held is not None:
                 chains_read[name], handles[name] = held
         return Observed(chains_read, handles)
@@ -234,6 +236,26 @@ class NftFirewall(_Tools):
         if not chains and self._reader.chains(self.family, table.value):
             raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
         return Observed(chains)
+
+    def _learn_many(
+        self, table: Table, looked: Mapping[str, tuple[ChainRule, ...] | None], shallow: Collection[str]
+    ) -> None:
+        """Where many chains hold what was never seen, as when a daemon starts, read them all by one program.
+
+        Not in nat, where others may have a hundred thousand rules.
+        """
+        new = {
+            name: held
+            for name, held in looked.items()
+            if held and any(self._known(table, name, rule, shallow=name in shallow) is None for rule in held)
+        }
+        if len(new) <= _CHAINWISE or table is Table.NAT:
+            return
+        read = parse_chains(self._run("", "-t", table.value, "-S").stdout)
+        after = self._reader.look(self.family, table.value, new)
+        for name, held in new.items():
+            if after[name] == held and len(read.get(name, ())) == len(held):
+                self._learn(table, name, held, read[name])
 
     def _chain(
         self, table: Table, name: str, held: tuple[ChainRule, ...] | None, *, shallow: bool
