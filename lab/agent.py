@@ -104,7 +104,8 @@ class Loop:
                 if not ready:
                     break
                 for key, _ in ready:
-                    key.data()
+                    if self._selector.get_map().get(key.fd) == key:  # what came before may have closed it
+                        key.data()
                 ready = self._selector.select(0)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:

@@ -208,7 +208,7 @@ def test_a_live_daemon_counts_the_same_packets_as_the_kernel(kube_node: Node) ->
         shown = json.loads(daemon.ctl("show", "--json").stdout)["rules"]
         seen: Counter[tuple[str, str]] = Counter()
         for row in shown:
-            if row["chain"] in (f"{row['family']}-refuse-port-vault", "NODEWALL-x-counted"):
+            if row["chain"] in (f"{row['family']}-refuse-port/vault", "NODEWALL-x-counted"):
                 seen[row["family"], row["chain"]] += row["packets"]
         assert len(seen) == 4
         assert all(seen.values())
