@@ -181,8 +181,9 @@ class Daemon:
     def _turn(self) -> None:
         self._heart.beat()
         now = time.monotonic()
-        due = min(self._due.next, self._summary.due, self._metrics.due, self._surroundings.due) - now
-        timeout = max(0.0, min(due, self._governor.due))
+        due = min(self._due.next, self._summary.due, self._metrics.due, self._surroundings.due)
+        due = min(due, now + self._governor.due)
+        timeout = max(0.0, due - now)
         if self._heart.longest_sleep is not None:
             timeout = min(timeout, self._heart.longest_sleep)
         # What is there already came at some time of the last turn's work: told from its beginning, no exposure is told
@@ -196,7 +197,10 @@ class Daemon:
         sources = {key.fileobj for key, _ in ready}
         with self._heart.working():
             try:
-                self._react(sources, since)
+                wake = self._witness.heard(since) if self._witness.events in sources else None
+                if wake is None and sources == {self._witness.events} and noticed < due:
+                    return  # others' transactions that don't concern us: on a busy node they are most of what is heard
+                self._react(sources, since, wake)
                 self._failed = False
             except Exception as error:  # the top of the loop: whatever it was, the next event gets its chance
                 self._failed = True
@@ -204,8 +208,7 @@ class Daemon:
             self._after_pass()
             self._write_metrics(noticed)
 
-    def _react(self, sources: set[Any], noticed: float) -> None:
-        wake = self._witness.heard(noticed) if self._witness.events in sources else None
+    def _react(self, sources: set[Any], noticed: float, wake: Wake | None) -> None:
         if self._bell in sources:
             self._drain_bell()
             closed, self._lock_closed = self._lock_closed, 0.0
