@@ -26,7 +26,9 @@ from nodewalld.kernel.xtables import LegacyReader
 OWN = "NODEWALL-"
 _DISPLACE = ("-I", "FORWARD", "-j", "ACCEPT")
 _PATIENCE = 5.0  # seconds for a repair
-_BREATH = 0.01  # seconds between one disturbance and the next
+# Seconds between one disturbance and the next: what this process has deleted must be destroyed by then, else the next
+# tool's close() waits for it, and with it everybody who writes.
+_BREATH = 0.05
 
 
 class NotRepairedError(Exception):
