@@ -9,7 +9,7 @@ import pytest
 from kernel_ns import argv, in_own_namespace, sh
 
 from nodewalld.core.words import Family
-from nodewalld.kernel import socketfilter
+from nodewalld.kernel import nftevents, socketfilter
 from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.kernel.nftevents import ChainEvents, GenerationEvents
 
@@ -161,6 +161,22 @@ def test_nothing_is_heard_where_nothing_is_ours() -> None:
     with prepare({}) as events:
         sh("nft flush ruleset")
         assert events.read() == frozenset()
+
+
+@in_own_namespace
+def test_without_room_for_a_filter_every_generation_is_read_anew() -> None:
+    """Also when the same chains are asked for again, as each full check does."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no room")
+
+    with prepare(), NftablesReader() as reader, NftablesReader() as fresh:
+        nftevents.pass_touching = refuse
+        for _ in range(2):
+            reader.attend(CHAINS)
+            everything(reader)
+            sh("iptables-nft -I FORWARD -j ACCEPT")
+            assert everything(reader) == everything(fresh)
 
 
 def test_no_room_for_any_filter_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

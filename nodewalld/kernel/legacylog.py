@@ -21,7 +21,7 @@ from pathlib import Path
 from nodewalld.core.tracing.header import parse
 from nodewalld.core.tracing.path import Kind, Sighting, Spot
 from nodewalld.core.words import Backend, Family
-from nodewalld.kernel.listening import datagrams, interface, listening, messages
+from nodewalld.kernel.listening import Listener, interface, messages
 from nodewalld.kernel.netlink import (
     BODY,
     HEADER,
@@ -82,16 +82,16 @@ def set_logger(family: Family, name: str) -> None:
         Path(f"/proc/sys/net/netfilter/nf_log/{NFPROTO[family]}").write_text(name)
 
 
-class LegacyLog:
+class LegacyLog(Listener):
     """Hears what the legacy backend logs of traced packets. Raises Taken or OSError."""
 
     def __init__(self) -> None:
-        self._socket = listening()
+        super().__init__()
         try:
             self._configure(attribute(_CFG_CMD, bytes([_BIND])))
             self._configure(attribute(_CFG_MODE, struct.pack(">IBx", _ENOUGH, _COPY_PACKET)))
         except OSError as error:
-            self._socket.close()
+            self.close()
             if error.errno in (errno.EPERM, errno.EBUSY):
                 raise Taken(
                     "NFLOG group 0 belongs to another program, perhaps another trace or ulogd, "
@@ -102,29 +102,15 @@ class LegacyLog:
     def _configure(self, setting: bytes) -> None:
         """The kernel has answered when sending returns."""
         self._socket.send(message(_CONFIG, NLM_F_REQUEST | NLM_F_ACK, 1, netfilter_body(0, setting)))
-        for datagram in datagrams(self._socket):
+        for datagram in filter(None, self._datagrams()):
             for kind, start, _ in messages(datagram):
                 number = -_ERRNO.unpack_from(datagram, start + HEADER.size)[0] if kind == NLMSG_ERROR else 0
                 if number:
                     raise NetlinkError(number, "listen to NFLOG group 0")
 
-    @property
-    def port(self) -> int:
-        """The netlink port by which others can see that somebody listens."""
-        return int(self._socket.getsockname()[0])
-
-    def fileno(self) -> int:
-        """The descriptor to wait on for reading."""
-        return self._socket.fileno()
-
     def read(self) -> Iterator[Sighting]:
         """Everything that has been heard since the last read, without waiting. OSError ENOBUFS: some is lost."""
-        for datagram in datagrams(self._socket):
-            yield from _parse(datagram)
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._socket.close()
+        return self._parsed(_parse)
 
 
 def _parse(datagram: bytes) -> Iterator[Sighting]:

@@ -18,7 +18,7 @@ from nodewalld.core.tracing.header import ICMP, ICMPV6, SCTP, TCP, UDP, Header, 
 from nodewalld.core.tracing.path import Kind, Sighting, Spot
 from nodewalld.core.tracing.traffic import RATE, Traffic
 from nodewalld.core.words import Backend, Family, Network
-from nodewalld.kernel.listening import datagrams, interface, listening, messages
+from nodewalld.kernel.listening import Listener, interface, messages
 from nodewalld.kernel.netlink import (
     BODY,
     HEADER,
@@ -164,29 +164,15 @@ def _addresses(traffic: Traffic, family: Family) -> Iterator[bytes]:
             yield _compare(network.network_address.packed)
 
 
-class TraceEvents:
+class TraceEvents(Listener):
     """A subscription to what nf_tables tells of traced packets in this network namespace."""
 
     def __init__(self) -> None:
-        self._socket = listening(1 << (_NFNLGRP_NFTRACE - 1))
-
-    @property
-    def port(self) -> int:
-        """The netlink port by which others can see that somebody listens."""
-        return int(self._socket.getsockname()[0])
-
-    def fileno(self) -> int:
-        """The descriptor to wait on for reading."""
-        return self._socket.fileno()
+        super().__init__(1 << (_NFNLGRP_NFTRACE - 1))
 
     def read(self) -> Iterator[Sighting]:
         """Everything that has been heard since the last read, without waiting. OSError ENOBUFS: some is lost."""
-        for datagram in datagrams(self._socket):
-            yield from _parse(datagram)
-
-    def close(self) -> None:
-        """End the subscription."""
-        self._socket.close()
+        return self._parsed(_parse)
 
 
 def _parse(datagram: bytes) -> Iterator[Sighting]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from nodewalld.core.bypasses import BaseChain, Flowtable, Paths, Program
 from nodewalld.core.desired import OWN_PREFIX
 from nodewalld.core.lifelines import Jump
+from nodewalld.core.shield.rules import TABLE
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel import bpf
 from nodewalld.kernel.netlink import (
@@ -57,7 +58,6 @@ _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _DROP = 2, 2, 1, 0
 _FLOWTABLE_TABLE, _FLOWTABLE_NAME, _FLOWTABLE_HOOK = 1, 2, 3
 _SILENT = frozenset({"counter", "log"})  # expressions that every packet passes
-_OURS = "nodewalld"
 _IPTABLES = frozenset(table.value for table in Table)
 _MULTI = {"xtables-nft-multi": Backend.NFT, "xtables-legacy-multi": Backend.LEGACY}
 
@@ -144,7 +144,7 @@ def _tables(netfilter: NetlinkSocket) -> Iterator[tuple[str, str]]:
     for _, answer in netfilter.ask(_GETTABLE, NLM_F_DUMP, netfilter_body(0), "list the nftables tables"):
         family = _NAMES.get(answer[HEADER.size], "")
         name = string(answer, *spans(answer, BODY, len(answer))[_TABLE_NAME])
-        if not name.startswith(_OURS) and not (family in ("ip", "ip6") and name in _IPTABLES):
+        if not name.startswith(TABLE) and not (family in ("ip", "ip6") and name in _IPTABLES):
             yield family, name
 
 

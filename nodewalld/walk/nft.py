@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from nodewalld.core.shield.rules import TABLE
 from nodewalld.walk.matches import Condition, undecided
 from nodewalld.walk.nft_values import Sets, compare, left_side
 from nodewalld.walk.packet import State
 from nodewalld.walk.rules import Chain, Option, Parsed, Rule
 from nodewalld.walk.world import BaseChain, World
 
-_OURS = "nodewalld"
 _NO_EFFECT = frozenset({"counter", "log", "comment"})
 _VERDICTS = {"accept": "ACCEPT", "drop": "DROP", "reject": "REJECT", "return": "RETURN", "queue": "NFQUEUE"}
 _REWRITES = {"dnat": "--to-destination", "snat": "--to-source", "redirect": "--to-ports", "masquerade": "--to-ports"}
@@ -111,7 +111,7 @@ class _Table:
     def _rules(self, chain: str, number: int, rule: Json) -> Iterable[NftRule]:
         """One rule, or for a verdict map as many as it has elements: the first that matches decides."""
         expressions: Sequence[Json] = rule.get("expr", ())
-        entry = str(rule.get("comment", "")) if self.name == _OURS else ""
+        entry = str(rule.get("comment", "")) if self.name == TABLE else ""
         conditions: list[Condition] = []
         deeds: list[Json] = []
         maps: list[Json] = []
