@@ -12,6 +12,8 @@ from typing import TextIO
 
 WIDTH = 80
 INDENT = "   "
+BLOCK_WIDTH = WIDTH - len(INDENT) - len("│ ")
+"""Columns for what a command prints."""
 _READING_TIME = 0.7  # seconds before a scene begins, where somebody watches
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
@@ -89,7 +91,7 @@ class Page:
 
     def block(self, lines: Iterable[str]) -> None:
         """A file, or what a command printed."""
-        width = WIDTH - len(INDENT) - len("│ ")
+        width = BLOCK_WIDTH
         for each in lines:
             hanging = " " * (len(each) - len(each.lstrip()) + 4)
             for part in wrapped(each, rest=hanging, width=width).split("\n") if len(each) > width else [each]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from demo.knocking import RATE, Door, Event, Incident, NotAsToldError, Repairs, suffer
 from demo.machine import own_rules, traces
-from demo.page import Page
+from demo.page import BLOCK_WIDTH, Page
 from lab.daemon import Daemon
 from lab.node import ALLOWED, NODE, POD1, POD2, STRANGER, BackendName, Node
 from lab.traffic import Answer, connect, serve
@@ -192,14 +192,15 @@ class Story:
             f"Now the neighbours, one by one, while the stranger goes on knocking: {RATE:,} connection attempts a "
             "second, each counted where it would arrive."
         )
-        self._chapter(node, repairs, by["cleanup"])
-
-        incident = self._chapter(node, repairs, by["vpn-up"])
+        incident = self._chapter(node, repairs, by["cleanup"])
         if not incident.slipped:
             page.say(
-                "None slipped through: what mangle PREROUTING lets pass is judged again in mangle FORWARD, by the "
-                "port that conntrack says was dialled. The ACCEPT is not ours to delete; it stands below us now:"
+                "None slipped through: the same refusal stands in the shield, an nf_tables table that no iptables tool "
+                "touches."
             )
+
+        self._chapter(node, repairs, by["vpn-up"])
+        page.say("The ACCEPT is not ours to delete; it stands below us now:")
         self._shown(node, "iptables -t mangle -S PREROUTING")
         targets = [rule.rpartition(" ")[2] for rule in node.chain("mangle", "PREROUTING")]
         if targets != ["NODEWALL-PREROUTING", "ACCEPT"]:
@@ -297,7 +298,7 @@ class Story:
 
     def _nodewallctl(self, daemon: Daemon, command: str) -> None:
         self.page.command(f"nodewallctl {command}")
-        result = daemon.ctl(command)
+        result = daemon.ctl(command, env={"COLUMNS": str(BLOCK_WIDTH)})
         self.page.block((result.stdout + result.stderr).splitlines())
         if result.returncode:
             raise NotAsToldError(f"nodewallctl {command} exits {result.returncode}, not 0")
