@@ -257,6 +257,7 @@ class Daemon:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")
             sweep()
             self._reconciler.resync()
+            due.look = float("inf")  # it has looked at everything
             self._surroundings.look(self._reconciler.backend)
         if self._reconciler.backend is Backend.LEGACY:
             if now >= due.look:
