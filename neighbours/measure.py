@@ -26,7 +26,6 @@ RATE = 1000.0
 """Packets a second to each port."""
 
 _TOGETHER = 2  # runs of one life of the daemon: three are a war
-_IDLE = 5  # runs of what does nothing to our rules
 _LIMIT = 20.0
 _LAST = 0.05  # seconds at the end of a window: what passes then passes for good
 
@@ -108,15 +107,13 @@ class Guarded:
         self._repaired = 0  # runs of this life of the daemon in which it had something to put right
 
     def runs(self, action: Action, number: int) -> list[Run]:
-        """Do it so many times, and no more than a few where it does nothing to our rules.
+        """Do it so many times.
 
         Raises LabError where these do not come to rest, or are not in force at the end.
         """
-        windows: list[_Window] = []
         self._again = False
         with _flood(self._stage) as flood:
-            while len(windows) < (number if any(repairs for _, _, repairs, _ in windows) else min(number, _IDLE)):
-                windows.append(self._once(action))
+            windows = [self._once(action) for _ in range(number)]
             report = flood.stop()
         if (plan := self.daemon.ctl("plan")).returncode:
             raise LabError(f"after {action.name} the rules are not in force:\n{plan.stdout}")
