@@ -16,6 +16,32 @@ if shield:
 else:
     table.remove()
 """
+_OTHER_SHAPE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from nodewalld.commands import offline, shielding
+from nodewalld.configuration.load import load
+from nodewalld.core.shield.rules import Among, Base, Chain, Dispatch, Hook, Stage, Verdict
+from nodewalld.kernel.nftshield import ShieldTable, stamp
+
+def then(one):
+    if isinstance(one, Verdict):
+        return replace(one, chain=one.chain and f"other-{one.chain}")
+    return replace(one, name=f"other-{one.name}") if isinstance(one, Dispatch) else one
+
+def rule(one):
+    matches = (replace(m, name=f"other-{m.name}") if isinstance(m, Among) else m for m in one.matches)
+    return replace(one, entry=f"other/{one.entry}", matches=tuple(matches), then=then(one.then))
+
+shield = shielding.wanted(load(Path(sys.argv[1])), offline.environment())
+chains = [replace(c, name=f"other-{c.name}", rules=tuple(map(rule, c.rules))) for c in shield.chains]
+maps = [replace(m, name=f"other-{m.name}", verdicts=tuple((p, then(v)) for p, v in m.verdicts)) for m in shield.maps]
+sets = [replace(s, name=f"other-{s.name}") for s in shield.sets]
+more = Chain("more", (), Base(Hook.OUTPUT, Stage.FIRST))
+other = replace(shield, chains=(*chains, more), sets=tuple(sets), maps=tuple(maps))
+ShieldTable().write(other, stamp(other))
+"""
 _TAKE_OUT = "from nodewalld.kernel.nftshield import ShieldTable; ShieldTable().remove()"
 PLAIN = {"NODEWALLD_PLAIN_SHIELD": "1"}
 
@@ -23,6 +49,11 @@ PLAIN = {"NODEWALLD_PLAIN_SHIELD": "1"}
 def raise_alone(daemon: Daemon) -> None:
     """Write the shield of a daemon's configuration, by nobody who stays."""
     daemon.node.run([daemon.node.python(), "-c", _RAISE, str(daemon.config_directory)])
+
+
+def leave_another_shape(daemon: Daemon) -> None:
+    """Make its shield, while it is dead, one that another version might have left: the same by all other names."""
+    daemon.node.run([daemon.node.python(), "-c", _OTHER_SHAPE, str(daemon.config_directory)])
 
 
 def take_out(node: Node) -> None:

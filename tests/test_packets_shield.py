@@ -1,7 +1,13 @@
-"""With iptables alone, the shield alone, or both: the same are let through, whatever the configuration says."""
+"""With iptables alone, the shield alone, or both: the same are let through, whatever the configuration says.
 
+Each configuration meets one of the backends; NODEWALLD_WALKS asks for more of them.
+"""
+
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,7 @@ from lab.node import (
     REMOTE_POD,
     STRANGER,
     STRANGER_2,
+    BackendName,
     Node,
 )
 from lab.traffic import Probe, Protocol, Verdict, serve, serve_cluster
@@ -39,9 +46,15 @@ from nodewalld.service import client
 pytestmark = pytest.mark.kernel
 
 OFF = '[daemon]\nshield = "off"\n'
-CONFIGURATIONS, PROBES = 9, 70
+CONFIGURATIONS, PROBES = int(os.environ.get("NODEWALLD_WALKS", "10")), 130
+BACKENDS: tuple[BackendName, BackendName] = ("nft", "legacy")
 PORTS = list(range(7001, 7009))
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp")
+
+
+def shared(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Give the backends these values in turn."""
+    return pytest.mark.parametrize(("backend", name), [(BACKENDS[n % 2], value) for n, value in enumerate(values)])
 
 
 def put(daemon: Daemon, text: str, more: str = "") -> None:
@@ -52,6 +65,7 @@ def put(daemon: Daemon, text: str, more: str = "") -> None:
 def three_ways(daemon: Daemon, text: str, probes: dict[str, Probe]) -> dict[str, dict[str, Verdict]]:
     """How each attempt ends with iptables alone, with the shield as well, and with the shield alone."""
     found = {}
+    print(f"{daemon.node.backend}: {3 * len(probes)} packets")
     put(daemon, text, OFF)
     found["iptables"] = verdicts(daemon.node, probes)
     put(daemon, text)
@@ -76,10 +90,10 @@ def differences(found: dict[str, dict[str, Verdict]], *, whole: bool) -> list[st
     return wrong
 
 
-@pytest.fixture(scope="module")
-def cluster(laboratory: None) -> Iterator[Node]:
+@contextmanager
+def cluster(backend: BackendName) -> Iterator[Daemon]:
     """Kube-proxy's rules, a Service's external address, and listeners on all the ports that are asked for."""
-    with Node("nft") as made:
+    with Node(backend) as made:
         made.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
         serve_cluster(made)
         ports = PORTS + [base + n for base in (7300, 7400, 7500, 7510, 7600) for n in (1, 2, 3)]
@@ -93,12 +107,19 @@ def cluster(laboratory: None) -> Iterator[Node]:
                 rules += [f"-m addrtype --dst-type LOCAL -p {protocol} --dport 7101:7103 {to}:{port}"]
                 rules += [f"-d {external} -p {protocol} --dport 7201:7203 {to}:{port}"]
             iptables(made, family, *(f"-t nat -A PREROUTING {rule}" for rule in rules))
-        yield made
+        yield Daemon(made, "").wait_ready()
 
 
 @pytest.fixture(scope="module")
-def daemon(cluster: Node) -> Daemon:
-    return Daemon(cluster, "").wait_ready()
+def clusters(laboratory: None) -> Iterator[Callable[[BackendName], Daemon]]:
+    """One for each backend, made when it is first asked for."""
+    with ExitStack() as stack:
+        yield cache(lambda backend: stack.enter_context(cluster(backend)))
+
+
+@pytest.fixture
+def daemon(clusters: Callable[[BackendName], Daemon], backend: BackendName) -> Daemon:
+    return clusters(backend)
 
 
 def _addresses(dice: random.Random) -> list[str]:
@@ -182,7 +203,7 @@ def attempts(dice: random.Random) -> dict[str, Probe]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(CONFIGURATIONS))
+@shared("seed", range(CONFIGURATIONS))
 def test_any_configuration_lets_the_same_through_in_iptables_and_in_the_shield(daemon: Daemon, seed: int) -> None:
     dice = random.Random(seed)
     text = written(configuration(dice))
@@ -190,13 +211,13 @@ def test_any_configuration_lets_the_same_through_in_iptables_and_in_the_shield(d
     assert not wrong, "\n".join([*wrong, text])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@shared("family", FAMILIES)
 def test_every_action_and_destination_alike(daemon: Daemon, family: str) -> None:
     wrong = differences(three_ways(daemon, EVERYTHING, {n: p for n, (p, _) in matrix(family).items()}), whole=True)
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("target", ["drop", "reject"])
+@shared("target", ["drop", "reject"])
 def test_zones_alike_whichever_way_leads_here(daemon: Daemon, target: str) -> None:
     """By address, by NodePort, and by an address of a load balancer that no interface holds."""
     allowed = ["7001/tcp", "7201/tcp", "7003/udp", "7006/udp"]
@@ -219,11 +240,11 @@ def test_zones_alike_whichever_way_leads_here(daemon: Daemon, target: str) -> No
     assert {end for name, end in found["shield"].items() if name.startswith("to a stranger")} == {OPEN}
 
 
-@pytest.mark.parametrize("example", STACKS)
-def test_every_example_alike(laboratory: None, example: str) -> None:
+@shared("example", STACKS)
+def test_every_example_alike(laboratory: None, backend: BackendName, example: str) -> None:
     """On the stack it is made for; alone where the shield has all of it, not raw rules and places among others'."""
     rows, text = section(example).rows, text_of(example)
-    with build(STACKS[example], "nft") as node:
+    with build(STACKS[example], backend) as node:
         daemon = Daemon(node, "").wait_ready()
         probes = {f"{number} {family}": row.probe(family) for number, row in enumerate(rows) for family in FAMILIES}
         found = three_ways(daemon, text, probes)

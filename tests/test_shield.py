@@ -1,7 +1,6 @@
 """The shield's life: nothing gets past it, nobody but us takes it away, and we always can."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,59 +76,6 @@ def flooded(node: Node, found: dict[str, tuple[int, int]], name: str, port: int 
         yield
         report = flood.stop()
     found[name] = report.sent, report.received
-
-
-STORM = [
-    "iptables -t mangle -F",
-    "ip6tables -t mangle -F",
-    "iptables -t mangle -D PREROUTING 1",
-    "iptables-save -t mangle | grep -v NODEWALL | iptables-restore -T mangle",
-    "iptables -t mangle -I PREROUTING -j ACCEPT && iptables -t mangle -I INPUT -j ACCEPT",
-]
-
-
-def storm(node: Node, rounds: int) -> None:
-    """What cleanup scripts, restores and clumsy neighbours do to our chains, again and again."""
-    node.run(f"for i in $(seq {rounds}); do\n" + " 2>&-\n".join(STORM) + " 2>&-\ndone", check=False)
-
-
-def disturbances(daemon: Daemon, config: str, found: dict[str, tuple[int, int]]) -> None:
-    """Everything that must not open a door, each under a flood of its own."""
-    node = daemon.node
-    other = "legacy" if node.backend == "nft" else "nft"
-    with flooded(node, found, "storm"):
-        storm(node, 8)
-    with flooded(node, found, "nft flush ruleset, nft delete table"):
-        for _ in range(5):
-            node.run("nft flush ruleset; nft delete table inet nodewalld", check=False)
-            time.sleep(0.05)
-    with flooded(node, found, "kill -9 and restart"):
-        daemon.kill9()
-        node.run("iptables -t mangle -F; ip6tables -t mangle -F")
-        daemon.start()
-        daemon.wait_ready()
-    with flooded(node, found, "reload"):
-        for number in range(5):
-            more = f'[[port]]\nname = "x{number}"\nports = [9]\n'
-            reload(daemon, config.replace('"10.90.0.7"', f'"10.90.0.{number + 20}"') + more)
-    with flooded(node, found, "backend switch"):
-        moved = f'[daemon]\nbackend = "{other}"\n' + config.removeprefix("[daemon]\n")
-        reload(daemon, moved)
-        reload(daemon, config)
-
-
-def test_nothing_passes_the_shield_whatever_happens_to_iptables(served: Node) -> None:
-    """The same figures without a shield stand beside them."""
-    found: dict[str, dict[str, tuple[int, int]]] = {"with": {}, "without": {}}
-    for way, config in (("with", CONFIG), ("without", OFF)):
-        with Daemon(served, config, name=way) as daemon:
-            daemon.wait_ready()
-            disturbances(daemon, config, found[way])
-            ask(daemon, "remove")
-    print("sent, passed:", json.dumps(found))  # pytest -s shows it
-    assert all(sent > 1000 for sent, _ in found["with"].values())
-    assert {name: passed for name, (_, passed) in found["with"].items() if passed} == {}
-    assert found["without"]["storm"][1] > 0
 
 
 def test_an_owned_table_is_nobody_elses(nft_node: Node) -> None:
