@@ -328,15 +328,15 @@ def test_what_a_stranger_meets_is_what_was_told(node: Node) -> None:
     assert differing(node, found, STRANGER) == []
     known = governing(found)
     for (protocol, port, answer), by in {
-        ("tcp", 31002, "dropped"): {"port/vault"},
-        ("tcp", 8088, "dropped"): {"port/vault"},
+        ("tcp", 31002, "dropped"): {"port/vault (shield)"},
+        ("tcp", 8088, "dropped"): {"port/vault (shield)"},
         ("tcp", 30001, "reachable"): {"nothing"},
         ("udp", 31053, "reachable"): {"nothing"},
         ("udp", 5300, "reachable"): {"nothing"},
         ("tcp", 8080, "reachable"): {"nothing"},
         ("udp", 5354, "reachable"): {"nothing"},
         ("tcp", 8000, "reachable"): {"nothing"},
-        ("tcp", 8443, "dropped"): {"port/balanced"},
+        ("tcp", 8443, "dropped"): {"port/balanced (shield)"},
         ("tcp", 80, "reachable"): {"port/web"},
         ("tcp", 22, "reachable"): {"failsafe"},
         ("tcp", 2379, "refused"): {"port/etcd"},

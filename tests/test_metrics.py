@@ -216,7 +216,8 @@ def test_a_live_daemon_counts_the_same_packets_as_the_kernel(kube_node: Node) ->
         def told() -> bool:
             found = samples(folder)
             counters = {key: value for key, value in found.items() if key[0] == "nodewalld_rule_packets_total"}
-            return found["nodewalld_state", "enforcing"] == 1 and all(
+            assert all(key[2::2] == ("port/vault", "shield") for key in counters if "refuse-port" in key[1])
+            return found["nodewalld_state", "enforcing"] == found["nodewalld_shield", "owned"] == 1 and all(
                 any(key[1] == chain and key[3] == family and value == packets for key, value in counters.items())
                 for (family, chain), packets in seen.items()
             )

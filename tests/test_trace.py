@@ -256,7 +256,7 @@ def test_our_rules_bear_the_names_of_their_entries_and_are_not_disturbed(kube: N
     connect_all(kube, [dial(STRANGER, "ipv4", NODE, 31002)], timeout=0.2)
     (packet,) = trace.packets()
     assert packet["verdict"] == "drop"
-    assert packet["outcome"] == "dropped by port/vault, in nodewalld ipv4-refuse-port/vault"  # the shield stands first
+    assert packet["outcome"] == "dropped by port/vault, in the shield (ipv4-refuse-port/vault)"
     assert all(
         step["entry"] for step in packet["steps"] if step["chain"].startswith("NODEWALL") and step["kind"] == "rule"
     )

@@ -163,7 +163,7 @@ def governed(each: Exposure) -> str:
         return ", ".join(each.entries) or "nobody listens"
     if each.answer is Answer.DEPENDS:
         return ", ".join(dict.fromkeys((*each.entries, *each.by)))
-    return ", ".join(each.entries or each.by)
+    return ", ".join(each.entries or each.by) + (" (shield)" if each.shield else "")
 
 
 def _ranges(ports: Iterable[Ports]) -> str:
@@ -208,5 +208,6 @@ def as_json(each: Exposure, stranger: int) -> Mapping[str, Any]:
         "to": list(each.to),
         "entries": list(each.entries),
         "by": list(each.by),
+        "shield": each.shield,
         "governed_by": governed(each),
     }

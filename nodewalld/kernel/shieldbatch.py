@@ -10,7 +10,18 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nodewalld.core.shield.rules import TABLE, AddressSet, Base, Hook, PortMap, Shield, Spans
+from nodewalld.core.shield.rules import (
+    TABLE,
+    AddressSet,
+    Base,
+    Hook,
+    PortMap,
+    Rule,
+    Shield,
+    Spans,
+    Verdict,
+    Word,
+)
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import NLM_F_APPEND, NLM_F_CREATE, U32, attribute, nested, netfilter_body, text
 from nodewalld.kernel.nftexpr import address_element, comment, expressions, port_elements
@@ -32,6 +43,8 @@ _CHUNK = 1000  # elements a message: an attribute holds 64 KiB
 
 ABOUT = "about"
 """A chain that nothing leads to: the comment of its one rule says what the table was written from."""
+
+_RETURN = Rule("", (), Verdict(Word.RETURN))  # nft -j complains of a rule that does nothing at all
 
 Request = tuple[int, int, bytes]
 """A message to the kernel: its type, its flags, its body."""
@@ -74,7 +87,7 @@ def rewrite(
         yield from _map(each, number)
     for chain in shield.chains:
         yield from (_rule(chain.name, expressions(rule), rule.entry) for rule in chain.rules)
-    yield _rule(ABOUT, b"", about)
+    yield _rule(ABOUT, expressions(_RETURN), about)
 
 
 def refill(sets: Iterable[AddressSet], wanted: Mapping[str, Spans], known: Mapping[str, Spans]) -> Iterator[Request]:

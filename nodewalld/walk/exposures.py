@@ -36,7 +36,7 @@ class Exposure:
 
     `own`: at an address of that interface itself, rather than one that a door names. `to` is where it is led. `entries`
     are those of the configuration that have ruled on it, `by` what has decided otherwise: a foreign rule, a policy, the
-    routing, or what the answer depends on.
+    routing, or what the answer depends on. `shield`: whether a way ends in the shield.
     """
 
     family: Family
@@ -50,6 +50,7 @@ class Exposure:
     to: tuple[str, ...]
     entries: tuple[str, ...]
     by: tuple[str, ...]
+    shield: bool
 
 
 def exposures(
@@ -86,6 +87,7 @@ def exposures(
             _led(verdict),
             _entries(verdict),
             tuple(dict.fromkeys(_by(path) for path in verdict.paths if path.passes is not True)),
+            any(path.end is not None and path.end.in_shield for path in verdict.paths),
         )
 
 

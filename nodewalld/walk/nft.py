@@ -15,7 +15,7 @@ from nodewalld.walk.matches import Condition, undecided
 from nodewalld.walk.nft_values import Sets, compare, left_side
 from nodewalld.walk.packet import State
 from nodewalld.walk.rules import Chain, Option, Parsed, Rule
-from nodewalld.walk.world import BaseChain, World
+from nodewalld.walk.world import SHIELD, BaseChain, World
 
 _NO_EFFECT = frozenset({"counter", "log", "comment"})
 _VERDICTS = {"accept": "ACCEPT", "drop": "DROP", "reject": "REJECT", "return": "RETURN", "queue": "NFQUEUE"}
@@ -92,8 +92,9 @@ class _Table:
         chains = {name: self._chain(name, chain) for name, chain in self.declared.items()}
         for name, chain in self.declared.items():
             if chain.get("hook") in _HOOKS:
+                shield = (self.family, self.name) == ("inet", TABLE)
                 yield BaseChain(
-                    f"nft table {self.family} {self.name}, chain {name}",
+                    f"{SHIELD if shield else f'nft table {self.family} {self.name}'}, chain {name}",
                     _HOOKS[chain["hook"]],
                     int(chain.get("prio", 0)),
                     name,

@@ -20,7 +20,7 @@ _REFUSALS = frozenset({Fate.DROP, Fate.REJECT})
 
 
 def notes(verdict: Verdict, world: World) -> tuple[str, ...]:
-    """Sentences about a packet that gets through though it was to be refused: which rule can't see it, and why."""
+    """Sentences about what was to refuse a packet and doesn't: which rule can't see it and why, or is not there."""
     found: dict[str, list[tuple[Step, Hit]]] = {}
     seen: set[Hashable] = set()
     blind = _Blind(verdict, world)
@@ -33,7 +33,17 @@ def notes(verdict: Verdict, world: World) -> tuple[str, ...]:
             seen.add(key)
             for subject in blind.subjects(path, rewritten[1]):
                 found.setdefault(subject, []).append(rewritten)
-    return tuple(f"{subject} can't see this packet: {_why(causes)}." for subject, causes in found.items())
+    blinded = tuple(f"{subject} can't see this packet: {_why(causes)}." for subject, causes in found.items())
+    return (*blinded, *dict.fromkeys(_instead(verdict)))
+
+
+def _instead(verdict: Verdict) -> Iterator[str]:
+    for path in verdict.paths:
+        if path.end and path.end.is_last_resort:
+            yield (
+                "iptables should have answered it and did not: the shield drops it instead "
+                "(what is missing: nodewallctl plan)."
+            )
 
 
 def _rewritings(path: Path) -> Iterator[tuple[Step, Hit]]:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from nodewalld.core.shield.rules import Stage
 from nodewalld.core.words import Backend, Table
 from nodewalld.walk.packet import Packet, State
 from nodewalld.walk.rules import Rule
 from nodewalld.walk.table import Hit, Supposed
+from nodewalld.walk.world import SHIELD
 
 
 class Outcome(StrEnum):
@@ -55,6 +57,16 @@ class End:
     table: Table | None = None
     rule: Rule | None = None
     place: str = ""
+
+    @property
+    def in_shield(self) -> bool:
+        """Whether the shield decided."""
+        return self.place.startswith(SHIELD)
+
+    @property
+    def is_last_resort(self) -> bool:
+        """Whether the shield decided what iptables should have answered before."""
+        return self.in_shield and self.place.endswith(Stage.LAST)
 
 
 @dataclass(frozen=True, slots=True)

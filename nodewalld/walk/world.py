@@ -14,6 +14,9 @@ from nodewalld.walk.packet import State
 from nodewalld.walk.routes import Kind, Route, Routes
 from nodewalld.walk.rules import Chain, Ruleset
 
+SHIELD = "the shield"
+"""How the place of a base chain in our own table begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:

@@ -123,6 +123,8 @@ def _outcome(sightings: Sequence[Sighting], steps: Sequence[Step]) -> tuple[str,
         return "", "no rule has seen it"
     last = steps[-1]
     place = f"{last.table} {last.chain}"
+    if (last.tables, last.table) == ("inet", SHIELD):
+        place = f"the shield ({last.chain})"
     if last.verdict == "drop":
         by = f"{last.entry}, " if last.entry else "the policy, " if last.kind is Kind.POLICY else ""
         return "drop", f"dropped by {by}in {place}" if by else f"dropped in {place}"
