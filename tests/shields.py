@@ -1,7 +1,10 @@
 """A node refused by iptables alone, by the shield alone, or by both."""
 
+from collections.abc import Iterator
+
 from lab.daemon import Daemon
 from lab.node import Node
+from nodewalld.service import client
 
 _RAISE = """
 import sys
@@ -43,12 +46,32 @@ other = replace(shield, chains=(*chains, more), sets=tuple(sets), maps=tuple(map
 ShieldTable().write(other, stamp(other))
 """
 _TAKE_OUT = "from nodewalld.kernel.nftshield import ShieldTable; ShieldTable().remove()"
+OFF = '[daemon]\nshield = "off"\n'
 PLAIN = {"NODEWALLD_PLAIN_SHIELD": "1"}
 
 
 def raise_alone(daemon: Daemon) -> None:
     """Write the shield of a daemon's configuration, by nobody who stays."""
     daemon.node.run([daemon.node.python(), "-c", _RAISE, str(daemon.config_directory)])
+
+
+def put(daemon: Daemon, text: str, more: str = "") -> None:
+    """Have a running daemon take this configuration."""
+    daemon.configure({"nodewalld.toml": text, "conf.d/more.toml": more})
+    client.call(daemon.runtime_directory / "control.sock", {"command": "reload"}, 30.0)
+
+
+def each_way(daemon: Daemon, text: str) -> Iterator[str]:
+    """Have a configuration in iptables alone, then in both, then in the shield alone, as long as each is looked at."""
+    put(daemon, text, OFF)
+    yield "iptables"
+    put(daemon, text)
+    assert daemon.ctl("plan").returncode == 0
+    yield "both"
+    client.call(daemon.runtime_directory / "control.sock", {"command": "remove"}, 10.0)
+    raise_alone(daemon)
+    yield "shield"
+    take_out(daemon.node)
 
 
 def leave_another_shape(daemon: Daemon) -> None:

@@ -15,7 +15,7 @@ import pytest
 from live import ask
 from packets import OPEN, TIMEOUT, dial, dial_from, iptables, verdicts
 from pages import section
-from shields import raise_alone, take_out
+from shields import each_way, put
 from stacks import build
 from test_examples import STACKS, text_of
 from test_packets import EVERYTHING, EXTERNAL, matrix
@@ -41,11 +41,9 @@ from lab.node import (
     Node,
 )
 from lab.traffic import Probe, Protocol, Verdict, serve, serve_cluster
-from nodewalld.service import client
 
 pytestmark = pytest.mark.kernel
 
-OFF = '[daemon]\nshield = "off"\n'
 CONFIGURATIONS, PROBES = int(os.environ.get("NODEWALLD_WALKS", "10")), 130
 BACKENDS: tuple[BackendName, BackendName] = ("nft", "legacy")
 PORTS = list(range(7001, 7009))
@@ -57,25 +55,10 @@ def shared(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("backend", name), [(BACKENDS[n % 2], value) for n, value in enumerate(values)])
 
 
-def put(daemon: Daemon, text: str, more: str = "") -> None:
-    daemon.configure({"nodewalld.toml": text, "conf.d/more.toml": more})
-    client.call(daemon.runtime_directory / "control.sock", {"command": "reload"}, 30.0)
-
-
 def three_ways(daemon: Daemon, text: str, probes: dict[str, Probe]) -> dict[str, dict[str, Verdict]]:
     """How each attempt ends with iptables alone, with the shield as well, and with the shield alone."""
-    found = {}
     print(f"{daemon.node.backend}: {3 * len(probes)} packets")
-    put(daemon, text, OFF)
-    found["iptables"] = verdicts(daemon.node, probes)
-    put(daemon, text)
-    assert daemon.ctl("plan").returncode == 0
-    found["both"] = verdicts(daemon.node, probes)
-    ask(daemon, "remove")
-    raise_alone(daemon)
-    found["shield"] = verdicts(daemon.node, probes)
-    take_out(daemon.node)
-    return found
+    return {way: verdicts(daemon.node, probes) for way in each_way(daemon, text)}
 
 
 def differences(found: dict[str, dict[str, Verdict]], *, whole: bool) -> list[str]:

@@ -26,11 +26,15 @@ def icmp_protocol(family: Family) -> Protocol:
 
 
 def passing(family: Family) -> tuple[tuple[Match, ...], ...]:
-    """What IP itself needs beside ICMP: IGMP, and the answers of DHCP."""
+    """What no zone refuses beside ICMP: IGMP, and the answers of DHCP; in IPv6 what bears an authentication header.
+
+    Legacy ip6tables looks behind that header (ipv6_find_hdr), nf_tables at it: so ip6tables alone judges such packets.
+    """
     udp = named_protocol("udp")
     if family is Family.IPV4:
         return (Protocol(_IGMP),), (udp, Ports(Port.DIALLED, PortRange(68, 68)))
-    return ((Within(Side.SOURCE, _LINK_LOCAL), udp, Ports(Port.DIALLED, PortRange(546, 546))),)
+    answers = Within(Side.SOURCE, _LINK_LOCAL), udp, Ports(Port.DIALLED, PortRange(546, 546))
+    return answers, (named_protocol("ah"),)
 
 
 def links(names: Iterable[str], *, outgoing: bool) -> list[tuple[Match, ...]]:
