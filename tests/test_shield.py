@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from live import TOOLS, ask, events, wait_events
-from packets import OPEN, REFUSED, TIMEOUT, answer_to, dial
+from packets import OPEN, REFUSED, TIMEOUT, answer_to, dial, verdicts
 from shields import PLAIN, raise_alone, stands, take_out
 
 from lab.daemon import Daemon
@@ -102,6 +102,21 @@ def test_a_restarted_daemon_takes_its_table_over(nft_node: Node) -> None:
     daemon.stop()
     assert handle(nft_node) == before
     assert answer_to(nft_node, dial(STRANGER, "ipv4", NODE, PORT)).verdict is TIMEOUT
+
+
+def test_while_no_daemon_runs_it_outlasts_iptables_and_nft_can_take_it_away(nft_node: Node) -> None:
+    daemon = Daemon(nft_node, CONFIG).wait_ready()
+    probes = {family: dial(STRANGER, family, NODE, PORT) for family in FAMILIES}
+    daemon.kill9()
+    nft_node.run("\n".join(f"{tool} -t {table} -F" for tool in TOOLS.values() for table in ("mangle", "filter")))
+    assert set(verdicts(nft_node, probes).values()) == {TIMEOUT}
+    nft_node.run("nft flush ruleset")
+    assert not stands(nft_node)
+    assert set(verdicts(nft_node, probes).values()) == {OPEN}
+    daemon.start()
+    daemon.wait_ready()
+    assert shield_of(daemon)["state"] == "owned"
+    assert set(verdicts(nft_node, probes).values()) == {TIMEOUT}
 
 
 def test_a_plain_table_is_put_back_and_it_is_told_how_long_it_was_gone(nft_node: Node) -> None:

@@ -1,7 +1,7 @@
 """Sends to guarded and open ports of the machine without a pause, and counts what arrives; runs on the machine itself.
 
 `flood.py receive FILE PORT...` binds UDP ports in both families and keeps the counts in FILE;
-`flood.py send ADDRESS[,SOURCE] PORT...` sends to each port every millisecond.
+`flood.py send ADDRESS[,SOURCE] PORT...` sends to each port every millisecond, as often as the port is named.
 """
 
 import contextlib
@@ -39,11 +39,13 @@ def send(address: str, source: str, ports: list[int]) -> None:
     sender = socket.socket(family, socket.SOCK_DGRAM)
     if source:
         sender.bind((source, 0))
+    due = time.monotonic()
     while True:
         for port in ports:
             with contextlib.suppress(OSError):
                 sender.sendto(b"x", (address, port))
-        time.sleep(0.001)
+        due = max(due + 0.001, time.monotonic() - 0.05)  # what the machine stood still for is not made up for
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 if __name__ == "__main__":

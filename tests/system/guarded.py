@@ -12,6 +12,7 @@ FLOOD = Path(__file__).with_name("flood.py")
 UNIT = "nodewalld.service"
 DROPPED, REJECTED, REDIRECTED, ALLOWED, OPEN = 31002, 31003, 31004, 31005, 31009
 ZONED, ZONED_OPEN = 31010, 31011
+PER_OPEN = 4
 ZONE = {"ipv4": "198.51.100.9", "ipv6": "2001:db8:51::9"}
 """Further addresses of the peer, in a zone that drops all but one port."""
 
@@ -123,8 +124,8 @@ def probe(machine: Machine, address: str, port: int, enter: str = "ip netns exec
 
 @contextmanager
 def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
-    """UDP from the peer in both families, each millisecond: to a port that drops and to an open one; the same from
-    an address whose zone drops all but one port. The counts so far of what arrives."""
+    """UDP from the peer in both families, each millisecond: to a port that drops, `PER_OPEN` times, and to an open one;
+    the same from an address whose zone drops all but one port. The counts so far of what arrives."""
     script, ports = machine.put(FLOOD), (DROPPED, OPEN, ZONED, ZONED_OPEN)
     listen = f"/usr/bin/python3 {script} receive /run/flood.json {' '.join(map(str, ports))}"
     machine.run(f"rm -f /run/flood.json; systemd-run -q --unit=flood-in {listen}")
@@ -133,8 +134,8 @@ def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
     for family, address in HOST.items():
         machine.run(f"ip -n peer address replace {ZONE[family]}/{32 if family == 'ipv4' else 128} dev eth0 nodad")
         for name, where, numbers in (
-            ("plain", address, f"{DROPPED} {OPEN}"),
-            ("zone", f"{address},{ZONE[family]}", f"{ZONED} {ZONED_OPEN}"),
+            ("plain", address, f"{f'{DROPPED} ' * PER_OPEN}{OPEN}"),
+            ("zone", f"{address},{ZONE[family]}", f"{f'{ZONED} ' * PER_OPEN}{ZONED_OPEN}"),
         ):
             units.append(f"flood-{name}-{family}")
             enter = "-p NetworkNamespacePath=/run/netns/peer"
@@ -152,6 +153,11 @@ def flood(machine: Machine) -> Iterator[Callable[[], dict[str, int]]]:
     seen = counts()
     wait_for(lambda: grown(seen), what="the flood's end")  # it had gone on all the time
     machine.run(f"systemctl stop {' '.join(units)}")
+
+
+def sent(counts: dict[str, int]) -> int:
+    """How many packets to what drops were sent, by those to what is open."""
+    return PER_OPEN * (counts[str(OPEN)] + counts[str(ZONED_OPEN)])
 
 
 def passed(counts: dict[str, int]) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from booted import Machine
 from built import NEXT, Packages
-from guarded import DROPPED, UNIT, flood, guard, main_pid, passed, rules, wait_until_back
+from guarded import DROPPED, UNIT, flood, guard, main_pid, passed, rules, sent, wait_until_back
 
 FOREIGN = '-A INPUT -s 192.0.2.7/32 -p tcp -m comment --comment "somebody\'s" -j DROP'
 READY_WITHIN = 10.0
@@ -96,8 +96,12 @@ def test_an_upgrade_keeps_the_configuration_and_leaves_no_gap(
     config = machine.path("/etc/nodewalld/nodewalld.toml").read_text()
     before, old = rules(machine), main_pid(machine)
     with flood(machine) as counts:
+        since, at_first = time.monotonic(), sent(counts())
         flavour.install(machine, next_packages)
         wait_until_back(machine, old, 10)
+        rate = (sent(counts()) - at_first) / (time.monotonic() - since)
+    print(f"{flavour.kind} on {flavour.suite}: {rate:.0f} packets a second, {passed(counts())} passed")
+    assert rate >= 10_000
     assert passed(counts()) == 0
     assert rules(machine) == before
     assert machine.path("/etc/nodewalld/nodewalld.toml").read_text() == config
