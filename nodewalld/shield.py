@@ -109,7 +109,7 @@ class ShieldKeeper:
         old, self._wanted = self._wanted, wanted
         try:
             if not wanted.rules:
-                self._take_out()
+                self._opened().remove()
             elif afresh:
                 self._write()
             else:
@@ -159,9 +159,6 @@ class ShieldKeeper:
         noted = {"fingerprint": self._seen[1].hex()}
         if self._notes.read(_NOTE) != noted:
             self._notes.write(_NOTE, noted)
-
-    def _take_out(self) -> None:
-        self._opened().remove()
 
     # Guarding
 

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import pytest
-from live import TOOLS, ask
+from live import TOOLS, ask, wait_in_force
 from shields import leave_another_shape, stands
 
 from lab.daemon import Daemon
-from lab.node import BEYOND, FAMILIES, NODE, STRANGER, Address, FamilyName, Node, wait_for
+from lab.node import BEYOND, FAMILIES, NODE, STRANGER, Address, FamilyName, Node
 from lab.traffic import Flood, FloodReport
 
 pytestmark = pytest.mark.kernel
@@ -104,7 +104,8 @@ class Flooded:
                 for family in FAMILIES
                 for to, ports, sink in ((NODE, here, "node"), (BEYOND, beyond, "beyond"))
             ]
-            yield
+            with self.during("all the time"):
+                yield
             self._reports = [(family, flood.stop()) for family, flood in floods]
 
     def _stream(self, family: FamilyName, to: Address, ports: tuple[int, ...], sink: str) -> Flood:
@@ -182,11 +183,12 @@ def disturb(flooded: Flooded, daemon: Daemon, config: str) -> None:
     other = "legacy" if node.backend == "nft" else "nft"
     with flooded.during("storm of flushes, restores and deletions"):
         storm(node, 3 if node.backend == "nft" else 9)
+    wait_in_force(daemon)
     with flooded.during("nft flush ruleset, nft delete table"):
         for _ in range(4):
             node.run("nft flush ruleset; nft delete table inet nodewalld; nft delete table ip mangle", check=False)
             time.sleep(0.03)
-    wait_for(lambda: ask(daemon, "status")["state"] == "enforcing", what="peace")
+    wait_in_force(daemon)
     with flooded.during("kill -9, iptables -F, restart"):
         daemon.kill9()
         flush(node)

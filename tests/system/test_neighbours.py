@@ -94,7 +94,6 @@ def test_firewalld_flushes_everything_and_is_named(beside: Machine) -> None:
     guard(beside)
     with flood(beside) as counts:
         told = restart(beside, "firewalld")
-        slipped = passed(counts())
         sent = counts()[str(OPEN)]
         wait_for(lambda: counts()[str(OPEN)] > sent + 500, what="half a second of the flood")
     seen = by(told, "firewalld (")
@@ -105,6 +104,5 @@ def test_firewalld_flushes_everything_and_is_named(beside: Machine) -> None:
     assert all(entry["NODEWALLD_BY_NAME"] == "firewalld" for entry in seen)
     exposed = [int(entry["NODEWALLD_EXPOSED_USEC"]) for entry in seen if "NODEWALLD_EXPOSED_USEC" in entry]
     assert 0 < max(exposed) < SECOND
-    # Nobody can prevent what another program deletes; since then not one more packet came through.
-    assert passed(counts()) == slipped
-    print("firewalld:", max(exposed) / 1000, "ms;", slipped, "packets")
+    assert passed(counts()) == 0  # the shield is nobody's to delete
+    print("firewalld:", max(exposed) / 1000, "ms")
