@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from lab.node import BackendName, LabError, missing
-from neighbours.actions import NEIGHBOURS, Neighbour
+from neighbours.actions import NEIGHBOURS
+from neighbours.actions.stage import Neighbour
 from neighbours.measure import alone, guarded
 from neighbours.report import Row, keep, line
 from neighbours.war import fought

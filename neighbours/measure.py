@@ -16,7 +16,7 @@ from lab.daemon import Daemon
 from lab.node import STRANGER, BackendName, LabError
 from lab.rivals import PORTS
 from lab.traffic import Flood, FloodReport
-from neighbours.actions import SOURCE_PORT, Action, Stage
+from neighbours.actions.stage import SOURCE_PORT, Action, Stage
 from nodewalld.service import client
 
 PLACES = dict(zip(("FORWARD", "DOCKER-USER", "mangle"), PORTS, strict=True))

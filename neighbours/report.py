@@ -12,7 +12,8 @@ from typing import Any
 from bench import machine
 from bench.figures import median
 from lab.node import BackendName
-from neighbours.actions import NEIGHBOURS, Action, Neighbour
+from neighbours.actions import NEIGHBOURS
+from neighbours.actions.stage import Action, Neighbour
 from neighbours.measure import PLACES, RATE, Run
 
 BEGIN, END = "<!-- made by make neighbours -->", "<!-- end -->"

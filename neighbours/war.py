@@ -13,7 +13,7 @@ from typing import Any
 from lab.daemon import Daemon
 from lab.node import BackendName
 from lab.rivals import Rival
-from neighbours.actions import calico, felix
+from neighbours.actions.kubernetes import calico, felix
 from nodewalld.service import client
 
 _CONFIGURATION = """\
