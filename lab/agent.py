@@ -645,7 +645,8 @@ class Flooder:
     def __init__(self, spec: dict[str, Any]) -> None:
         self._spec = spec
         self._namespaces = Namespaces()
-        self._six = ":" in spec["to"]
+        self._to = spec["to"]
+        self._six = ":" in self._to[0]
         self._tcp = spec["protocol"] == "tcp"
         self._sent = array.array("d")
         self._numbers = array.array("q")
@@ -674,9 +675,9 @@ class Flooder:
         if kind == socket.SOCK_RAW and self._six:
             self._sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, 16 if self._tcp else 6)
         if self._tcp and not self._six:
-            self._sender.connect((spec["to"], 0))  # for the source address of the checksum
+            self._sender.connect((self._to[0], 0))  # for the source address of the checksum
             source = socket.inet_aton(self._sender.getsockname()[0])
-            self._base = _internet_sum(source + socket.inet_aton(spec["to"]) + struct.pack(">HH", 6, 20))
+            self._base = _internet_sum(source + socket.inet_aton(self._to[0]) + struct.pack(">HH", 6, 20))
             # A second socket sends: a connected raw one would also be given every TCP packet of the peer.
             self._sender.close()
             self._sender = self._namespaces.socket(spec["ns"], family, kind, protocol)
@@ -731,7 +732,8 @@ class Flooder:
         """Flood until a line or the end comes on standard input; then print the report."""
         os.set_blocking(0, False)
         raw = self._tcp or self._many
-        targets = [(self._spec["to"], 0 if raw else port) for port in self._spec["ports"]]
+        ports = self._spec["ports"]
+        targets = [(to, 0 if raw else port) for to, port in zip(self._to, ports, strict=True)]
         interval = 1.0 / self._spec["rate"]
         poll = selectors.DefaultSelector()
         poll.register(0, selectors.EVENT_READ)

@@ -305,6 +305,10 @@ class FloodReport:
         """How many arrived, repeated ones counted once."""
         return len({number for number, _, _ in self.passed})
 
+    def port_of(self, number: int) -> int:
+        """The port that a packet was sent to."""
+        return self.ports[number % len(self.ports)]
+
     def sent_between(self, since: float, until: float = float("inf")) -> list[int]:
         """The numbers of the packets sent in that time."""
         return [number for number, when in enumerate(self.sent_at) if since <= when <= until]
@@ -315,8 +319,7 @@ class FloodReport:
 
     def passed_to(self, port: int, since: float = 0.0, until: float = float("inf")) -> list[int]:
         """The same of one of the ports."""
-        chosen = self.ports.index(port)
-        return [number for number in self.passed_between(since, until) if number % len(self.ports) == chosen]
+        return [number for number in self.passed_between(since, until) if self.port_of(number) == port]
 
     def lost_between(self, since: float = 0.0, until: float = float("inf")) -> list[int]:
         """The numbers of the packets sent in that time that never arrived."""
@@ -341,11 +344,11 @@ class FloodReport:
 class Flood:
     """A steady stream of numbered packets towards `to`, counted where they should (or should not) arrive.
 
-    UDP sends datagrams to sockets bound in the namespaces `sinks`. With `more` ports (UDP only) the packets go to one
-    port after the other. TCP sends SYNs, and counts them on raw sockets: so a NodePort that is TCP can be watched
-    without connecting. The packets come from `source_ports` different ports in turn (0: TCP 64, UDP one), each a
-    connection of its own. `sink_port` is the port after DNAT. The sink is read after each packet sent: what the report
-    counts is exact.
+    UDP sends datagrams to sockets bound in the namespaces `sinks`. With `more` (UDP only), other ports there or other
+    targets, each of another port, the packets go to one after the other. TCP sends SYNs, and counts them on raw
+    sockets: so a NodePort that is TCP can be watched without connecting. The packets come from `source_ports` different
+    ports in turn (0: TCP 64, UDP one), each a connection of its own. `sink_port` is the port after DNAT. The sink is
+    read after each packet sent: what the report counts is exact.
     """
 
     def __init__(
@@ -358,25 +361,26 @@ class Flood:
         protocol: Literal["tcp", "udp"] = "udp",
         sinks: Sequence[str] = ("node",),
         sink_port: int = 0,
-        more: Sequence[int] = (),
+        more: Sequence[int | Target] = (),
         rate: float = 5000.0,
         source_port: int = 0,
         source_ports: int = 0,
     ) -> None:
         self._node = node
+        targets = [to, *(other if isinstance(other, tuple) else (to[0], other) for other in more)]
+        self._ports = tuple(port for _, port in targets)
         self._spec = {
             "ns": ns,
-            "to": to[0],
-            "ports": [to[1], *more],
+            "to": [address for address, _ in targets],
+            "ports": self._ports,
             "source": source,
             "protocol": protocol,
             "sinks": list(sinks),
-            "sink_ports": [sink_port or to[1], *more],
+            "sink_ports": [sink_port or to[1], *self._ports[1:]],
             "rate": rate,
             "source_port": source_port,
             "source_ports": source_ports,
         }
-        self._ports = (to[1], *more)
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:

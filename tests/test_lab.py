@@ -232,6 +232,18 @@ def test_a_flood_counts_every_packet_of_an_open_port(node: Node, family: str, ra
     assert report.sent > 50
 
 
+def test_a_flood_to_several_targets_tells_them_apart(node: Node, family: str) -> None:
+    here, there = (layout.NODE.of(family), 7000), (layout.POD1.of(family), 7001)
+    flood = Flood(node, "client", source=layout.STRANGER.of(family), to=here, more=[there], sinks=["node", "pod1"])
+    flood.start()
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() > begun + 0.1)
+    report = flood.stop()
+    assert report.received == report.sent
+    assert {(report.port_of(number), sink) for number, _, sink in report.passed} == {(7000, "node"), (7001, "pod1")}
+    assert len(report.passed_to(7000)) - len(report.passed_to(7001)) in (0, 1)
+
+
 def test_a_flood_tells_when_packets_passed(node: Node, family: str) -> None:
     target = (layout.NODE.of(family), 7000)
     flood = Flood(node, "client", source=layout.STRANGER.of(family), to=target).start()
