@@ -1,22 +1,24 @@
-"""The command line: `python -m neighbours [--runs N] [--only TEXT,...] [--backend nft|legacy] [--out FOLDER]`."""
+"""The command line: `python -m neighbours [--runs N] [--only TEXT,...] [--backend ...] [--part ...] [--out FOLDER]`."""
 
 import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
 from lab.node import BackendName, LabError, missing
 from neighbours.actions import NEIGHBOURS
-from neighbours.actions.stage import Neighbour
-from neighbours.measure import alone, guarded
-from neighbours.report import Row, keep, line
+from neighbours.actions.stage import Action, Neighbour, Stage
+from neighbours.measure import alone, configuration, guarded
+from neighbours.report import Row, keep, line, shield_line
+from neighbours.shielded import shielded
 from neighbours.war import fought
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-_ALONE = 3  # runs without nodewalld: what they show does not vary
+_FEW = 3  # runs without nodewalld, and with the shield: what they show does not vary
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=20, help="runs of each action with nodewalld (20)")
     parser.add_argument("--only", default="", metavar="TEXT,...", help="programs whose name contains one of these")
     parser.add_argument("--backend", choices=get_args(BackendName), help="only this one")
+    parser.add_argument("--part", choices=PARTS, help="only this one of the two tables")
     parser.add_argument("--out", type=Path, default=DOCS, metavar="FOLDER", help="keep the results there (docs)")
     parser.add_argument(
         "--war", type=float, metavar="SECONDS", help="so long a war with Felix instead, told and not kept"
@@ -48,31 +51,53 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(fought(backend, position, options.war), flush=True)
         return 0
     begun, failed = time.monotonic(), 0
+    measures = [PARTS[part] for part in PARTS if options.part in (None, part)]
     for neighbour in chosen:
         for backend in (options.backend,) if options.backend else get_args(BackendName):
-            rows, failures = measured(neighbour, backend, options.runs)
-            failed += failures
-            keep(rows, options.out)
+            for row in measured(neighbour, backend, measures, options.runs):
+                failed += row is None
+                if row:
+                    keep({row.key: row.kept()}, options.out)
     print(f"Kept in {options.out}; {time.monotonic() - begun:.0f} seconds.")
     return 1 if failed else 0
 
 
-def measured(neighbour: Neighbour, backend: BackendName, runs: int) -> tuple[list[Row], int]:
-    """Everything that it does, on one node; and how many actions could not be measured, which are told."""
-    rows, failed = [], 0
-    with neighbour.stage(backend) as stage:
-        for action in neighbour.does(backend):
-            try:
-                without = alone(stage, action, min(runs, _ALONE))
-                with guarded(stage) as guard:
-                    row = Row(neighbour, action, backend, guard.runs(action, runs), without)
-            except LabError as error:
-                failed += 1
-                print(f"✗ {neighbour.name}, {action.name}, {backend}: {error}", file=sys.stderr)
-                continue
-            rows.append(row)
-            print(line(row.kept()), end="", flush=True)
-    return rows, failed
+def repairs(stage: Stage, neighbour: Neighbour, action: Action, runs: int) -> Row:
+    """What it does to our rules, how soon these are right again, and what passes meanwhile."""
+    backend = stage.node.backend
+    without = alone(stage, action, min(runs, _FEW))
+    with guarded(stage, configuration(backend)) as guard:
+        row = Row(neighbour, action, backend, guard.runs(action, runs), without)
+    print(line(row.kept()), end="", flush=True)
+    return row
+
+
+def shield(stage: Stage, neighbour: Neighbour, action: Action, runs: int) -> Row:
+    """What passes the drops that the shield carries, with it and without."""
+    row = Row(neighbour, action, stage.node.backend, shielded=shielded(stage, action, min(runs, _FEW)))
+    print(shield_line(row.kept()), end="", flush=True)
+    return row
+
+
+Part = Callable[[Stage, Neighbour, Action, int], Row]
+PARTS: dict[str, Part] = {"repairs": repairs, "shield": shield}
+
+
+def measured(neighbour: Neighbour, backend: BackendName, parts: Sequence[Part], runs: int) -> Iterator[Row | None]:
+    """These parts of everything that it does, on one node; None for what could not be measured, which is told."""
+    where = neighbour.name
+    try:
+        with neighbour.stage(backend) as stage:
+            for action, part in product(neighbour.does(backend), parts):
+                where = f"{neighbour.name}, {action.name}"
+                try:
+                    yield part(stage, neighbour, action, runs)
+                except LabError as error:
+                    print(f"✗ {where}, {backend}: {error}", file=sys.stderr)
+                    yield None
+    except LabError as error:
+        print(f"✗ {where}, {backend}: {error}", file=sys.stderr)
+        yield None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """One action of one program, again and again under a flood: what it did, what passed, when all stood again.
 
 Laws: the same rules, flood and windows with nodewalld and without it, where they are put in by hand before each run. A
-window goes from the action's beginning until everything has been still for a while. Between two runs the daemon is
-started anew where it would take many runs for a war: there it slows down, as it should.
+window goes from the action's beginning until everything has been still for a while. Between two runs the daemon is made
+to forget who took its places where it would take many runs for a war: there it slows down, as it should.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lab.node import STRANGER, BackendName, LabError
 from lab.rivals import PORTS
 from lab.traffic import Flood, FloodReport
 from neighbours.actions.stage import SOURCE_PORT, Action, Stage
+from nodewalld.core.config import DaemonConfig
 from nodewalld.service import client
 
 PLACES = dict(zip(("FORWARD", "DOCKER-USER", "mangle"), PORTS, strict=True))
@@ -25,7 +27,7 @@ PLACES = dict(zip(("FORWARD", "DOCKER-USER", "mangle"), PORTS, strict=True))
 RATE = 1000.0
 """Packets a second to each port."""
 
-_TOGETHER = 2  # runs of one life of the daemon: three are a war
+_TOGETHER = 2  # runs that the daemon remembers: three are a war
 _LIMIT = 20.0
 _LAST = 0.05  # seconds at the end of a window: what passes then passes for good
 
@@ -101,58 +103,83 @@ _Window = tuple[float, float, list[dict[str, Any]], str]
 class Guarded:
     """A stage with nodewalld on it, where one action after the other is tried."""
 
-    def __init__(self, stage: Stage, daemon: Daemon) -> None:
-        self._stage, self.daemon = stage, daemon
-        self._again = False
-        self._repaired = 0  # runs of this life of the daemon in which it had something to put right
+    def __init__(self, stage: Stage, daemon: Daemon, text: str) -> None:
+        self._stage, self.daemon, self._text = stage, daemon, text
+        self._lives = 0
+        self._remembered = 0  # runs in which it had something to put right, since it was made to forget
 
     def runs(self, action: Action, number: int) -> list[Run]:
-        """Do it so many times.
-
-        Raises LabError where these do not come to rest, or are not in force at the end.
-        """
-        self._again = False
+        """Do it so many times under the flood of the three places. Raises LabError as `repeat` does."""
         with _flood(self._stage) as flood:
-            windows = [self._once(action) for _ in range(number)]
+            windows = self.repeat(action, number)
             report = flood.stop()
+        return [_run(report, *window) for window in windows]
+
+    def repeat(self, action: Action, number: int) -> list[_Window]:
+        """Do it so many times, and undo it.
+
+        Raises LabError where the rules do not come to rest, or are not in force at the end.
+        """
+        windows = []
+        for again in range(number):
+            if self._remembered == _TOGETHER:
+                self._forget()
+            if action.undo and again:
+                action.undo(self._stage)
+            if action.prepare:
+                action.prepare(self._stage)
+            # Where nothing has been done since, all is still from the last run.
+            if not again or action.undo or action.prepare:
+                _still(self.daemon, action.settle)
+            windows.append(self._once(action))
         if (plan := self.daemon.ctl("plan")).returncode:
             raise LabError(f"after {action.name} the rules are not in force:\n{plan.stdout}")
         if action.undo:
             action.undo(self._stage)
-        return [_run(report, *window) for window in windows]
+        return windows
+
+    def configure(self, text: str) -> None:
+        """Have it hold something else, at once."""
+        self._text = text
+        self._reload(text)
+
+    def _reload(self, text: str) -> None:
+        self.daemon.configure(text)
+        ask(self.daemon, "reload")
+        _still(self.daemon, _LAST)
+
+    def _forget(self) -> None:
+        """Where others may stand above, it is no matter who did before. A restart would take ten times as long."""
+        self._lives += 1
+        others = json.dumps([*DaemonConfig().yield_to, f"NOBODY-{self._lives}"])
+        self._reload(self._text.replace("[daemon]\n", f"[daemon]\nyield_to = {others}\n", 1))
+        self._remembered = 0
 
     def _once(self, action: Action) -> _Window:
         stage, daemon = self._stage, self.daemon
-        if self._repaired == _TOGETHER:
-            daemon.restart()
-            self._repaired = 0
-        if action.undo and self._again:
-            action.undo(stage)
-        self._again = True
-        if action.prepare:
-            action.prepare(stage)
-        _still(daemon, action.settle)
         stage.establish()
-        told = _ask(daemon, "history")[-1]["time"]
+        time.sleep(_LAST / 2)
+        told = ask(daemon, "history")[-1]["time"]
         begun = time.monotonic()
         complaint = _done(stage, action)
         _still(daemon, action.settle)
         ended = time.monotonic()
-        events = [event for event in _ask(daemon, "history") if event["time"] > told and event["kind"] == "repair"]
-        self._repaired += bool(events)
+        events = [event for event in ask(daemon, "history") if event["time"] > told and event["kind"] == "repair"]
+        self._remembered += bool(events)
         return begun, ended, events, complaint
 
 
 @contextmanager
-def guarded(stage: Stage) -> Iterator[Guarded]:
-    """With nodewalld, until the end of the block."""
-    stage.node.run(_TAKEN_OUT)
-    name = f"nodewalld-{time.monotonic_ns()}"
-    with Daemon(stage.node, configuration(stage.node.backend), name=name) as daemon:
+def guarded(stage: Stage, text: str) -> Iterator[Guarded]:
+    """With nodewalld, until the end of the block; `text` is what it holds, from a section [daemon] on."""
+    taken_out(stage)
+    with Daemon(stage.node, text, name=f"nodewalld-{time.monotonic_ns()}") as daemon:
         daemon.wait_ready()
         _still(daemon, 0.1)
-        yield Guarded(stage, daemon)
-        _ask(daemon, "remove")
+        try:
+            yield Guarded(stage, daemon, text)
+        finally:
+            daemon.ctl("remove")
 
 
 def alone(stage: Stage, action: Action, number: int) -> list[Run]:
@@ -194,14 +221,18 @@ _BY_HAND = "iptables -w -N DOCKER-USER 2>&-;" + ";".join(
     f"iptables -w -t {table} -D {chain} {rule} 2>&-; iptables -w -t {table} -I {chain} {rule}"
     for table, chain, rule in _RULES
 )
-_TAKEN_OUT = ";".join(f"iptables -w -t {table} -D {chain} {rule} 2>&-" for table, chain, rule in _RULES) + ";:"
+_TAKE_OUT = ";".join(f"iptables -w -t {table} -D {chain} {rule} 2>&-" for table, chain, rule in _RULES) + ";:"
+
+
+def taken_out(stage: Stage) -> None:
+    """Take the rules out that were put in by hand."""
+    stage.node.run(_TAKE_OUT)
 
 
 @contextmanager
 def _flood(stage: Stage) -> Iterator[Flood]:
     first, *more = PORTS
-    # Those of a connection that does not pass are forgotten before their ports come again.
-    stage.node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "2")
+    stage.forgetful()
     with Flood(
         stage.node,
         "client",
@@ -216,7 +247,8 @@ def _flood(stage: Stage) -> Iterator[Flood]:
         yield flood
 
 
-def _ask(daemon: Daemon, command: str) -> Any:
+def ask(daemon: Daemon, command: str) -> Any:
+    """What the control socket answers."""
     return client.call(daemon.runtime_directory / "control.sock", {"command": command}, _LIMIT)
 
 
@@ -226,7 +258,7 @@ def _still(daemon: Daemon, seconds: float) -> None:
     last = None
     while time.monotonic() - since < seconds:
         time.sleep(0.02)
-        status = _ask(daemon, "status")
+        status = ask(daemon, "status")
         seen = status["repairs"], status["rules"]["desired"] - status["rules"]["in_place"]
         if seen != last or seen[1]:
             since, last = time.monotonic(), seen

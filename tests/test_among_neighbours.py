@@ -12,7 +12,7 @@ import pytest
 
 from lab.node import BackendName
 from neighbours.actions import NEIGHBOURS
-from neighbours.measure import PLACES, alone, guarded
+from neighbours.measure import PLACES, alone, configuration, guarded
 from neighbours.report import ALWAYS, BEGIN, END, FOR_GOOD, HEAD, NOTHING, Row, table
 from neighbours.war import war
 from nodewalld.core.pacing import ROUNDS
@@ -64,7 +64,7 @@ def test_everybody_does_what_the_page_says(laboratory: None, name: str) -> None:
         actions = {f"{name} / {action.name} / {backend}": action for action in neighbour.does(backend)}
         # What leaves our rules alone has nothing to show without us.
         without = {key: alone(stage, action, 1) for key, action in actions.items() if there[key]["did"] != NOTHING}
-        with guarded(stage) as guard:
+        with guarded(stage, configuration(backend)) as guard:
             rows = [Row(neighbour, a, backend, guard.runs(a, 1), without.get(key, ())) for key, a in actions.items()]
     # What the flush of one action leaves undone, because we are back before it is through, the next one does.
     steady = not any(row["complains"] for row in there.values() if row["program"] == name)
@@ -110,7 +110,7 @@ def test_whenever_packets_passed_an_exposure_is_told(laboratory: None) -> None:
     """
     neighbour = NEIGHBOURS["dockerd 20.10"]
     (restart,) = (action for action in neighbour.actions if action.name == "dockerd restart")
-    with neighbour.stage("nft") as stage, guarded(stage) as guard:
+    with neighbour.stage("nft") as stage, guarded(stage, configuration("nft")) as guard:
         runs = guard.runs(restart, 6)
     assert all(run.repairs for run in runs)
     assert max(run.untold_ms for run in runs) <= SCHEDULING

@@ -28,7 +28,8 @@ def _flushed_then(word: str) -> Deed:
 _KUBE_PROXY = (
     Action("start", did("start"), prepare=without("KUBE-")),
     Action("sync of all Services", did("sync")),
-    Action("flush by a person, canaries missed", _flushed_then("tick")),
+    # Where our chains are back before the person's `-X`, this fails, the canary lives, and nothing is missed.
+    Action("flush by a person, canaries missed", _flushed_then("tick"), undo=did("start")),
 )
 
 

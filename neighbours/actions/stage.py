@@ -32,10 +32,21 @@ class Stage:
         return self.to == NODE.ipv4
 
     def establish(self) -> None:
-        """Have the flow known to conntrack as one that was answered: what most programs accept above all else."""
-        for port in () if self.translated else PORTS:
-            ends = f"-s {STRANGER.ipv4} -d {self.to} -p udp --sport {SOURCE_PORT} --dport {port}"
-            self.node.run(f"conntrack -I {ends} {_ANSWERED} 2>&- || conntrack -U {ends} {_ANSWERED}", check=False)
+        """Have the flow known to conntrack as one that was answered: what most programs accept above all else.
+
+        So is what goes to the node itself, on the first of the ports.
+        """
+        if self.translated:
+            return
+        commands = []
+        for address, port in ((NODE.ipv4, PORTS[0]), *((self.to, port) for port in PORTS)):
+            ends = f"-s {STRANGER.ipv4} -d {address} -p udp --sport {SOURCE_PORT} --dport {port}"
+            commands.append(f"conntrack -I {ends} {_ANSWERED} 2>&- || conntrack -U {ends} {_ANSWERED}")
+        self.node.run("\n".join(commands), check=False)
+
+    def forgetful(self) -> None:
+        """Have a connection that does not pass forgotten before a flood comes to its port again."""
+        self.node.sysctl("net.netfilter.nf_conntrack_udp_timeout", "2")
 
     def tools(self, *arguments: str) -> None:
         """iptables and ip6tables with these arguments, whatever they say."""
