@@ -21,17 +21,17 @@ import structlog
 
 from nodewalld import __version__
 from nodewalld.core.blame import Wake, contention_events
-from nodewalld.core.environment import Environment
 from nodewalld.core.events import ConfigStatus, Event, Kind, State, Status
 from nodewalld.core.lockout import parse_connection
 from nodewalld.core.summary import Summary
-from nodewalld.core.words import Backend, Family
+from nodewalld.core.words import Backend
 from nodewalld.desk import Desk
 from nodewalld.follower import Follower
 from nodewalld.governor import Governor
 from nodewalld.kernel.links import LinkEvents, Links
 from nodewalld.kernel.lockwatch import LockWatch
 from nodewalld.kernel.tracerule import sweep
+from nodewalld.kernel.urgency import Urgency
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.control import ControlServer, Request
 from nodewalld.service.heart import Heart
@@ -94,7 +94,7 @@ class Daemon:
         self._links, self._link_events = Links(), LinkEvents()
         self._disk = state = StateFolder(folders.state)
         self._reconciler = ShieldedReconciler(
-            environment=self._environment, state=state, runtime_dir=folders.runtime, record=self._record
+            environment=self._links.environment, state=state, runtime_dir=folders.runtime, record=self._record
         )
         self._book = SetBook(AdditionStore(state), Follower(self._wake_up))
         self._governor = Governor(folders.config, self._reconciler, Tenure(state), self._book, self._record)
@@ -103,6 +103,7 @@ class Daemon:
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
         self._witness = Witness(self._reconciler.take_own_ports)
         self._surroundings = Surroundings(state, self._record, self._witness.take_strangers)
+        self._urgency = Urgency()
         self._lock_watch: LockWatch | None = None
         self._lock_closed = 0.0
         self._signals: set[int] = set()
@@ -190,6 +191,7 @@ class Daemon:
         # too short.
         since, ready = self._turned, self._selector.select(0)
         if not ready:
+            self._urgency.begin()
             with self._heart.sleeping(timeout):
                 ready = self._selector.select(timeout)
             since = time.monotonic()
@@ -197,7 +199,7 @@ class Daemon:
         sources = {key.fileobj for key, _ in ready}
         with self._heart.working():
             try:
-                wake = self._witness.heard(since) if self._witness.events in sources else None
+                wake = self._answer(sources, since)
                 if wake is None and sources == {self._witness.events} and noticed < due:
                     return  # others' transactions that don't concern us: on a busy node they are most of what is heard
                 self._react(sources, since, wake)
@@ -207,6 +209,16 @@ class Daemon:
                 _log.exception(f"A pass failed: {type(error).__name__}: {error}; trying again soon")
             self._after_pass()
             self._write_metrics(noticed)
+
+    def _answer(self, sources: set[Any], since: float) -> Wake | None:
+        """Hear of transactions, and put right what one message can, before anything else."""
+        try:
+            wake = self._witness.heard(since) if self._witness.events in sources else None
+            if wake and self._ready:
+                self._reconciler.strike(wake)
+            return wake
+        finally:
+            self._urgency.end()
 
     def _react(self, sources: set[Any], noticed: float, wake: Wake | None) -> None:
         if self._bell in sources:
@@ -227,8 +239,7 @@ class Daemon:
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._bell, 4096):
-                pass
+            os.read(self._bell, 1 << 16)  # as much as a pipe holds
 
     def _keep_time(self) -> None:
         now = time.monotonic()
@@ -426,14 +437,6 @@ class Daemon:
             self._notifier.ready(self.status.sentence())
         self._due.resync = time.monotonic() + self._governor.config.daemon.resync
         return {**taken, "state": self.status.state.value}
-
-    def _environment(self) -> Environment:
-        links = self._links.snapshot()
-        return Environment(
-            addresses={family: links.addresses.get(family, ()) for family in Family},
-            service_addresses={family: links.service_addresses.get(family, ()) for family in Family},
-            default_routes={family: links.default_routes.get(family, ()) for family in Family},
-        )
 
 
 def _seconds(args: Mapping[str, Any]) -> float:

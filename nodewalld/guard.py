@@ -7,7 +7,7 @@ its tool prints what we wrote.
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
@@ -19,10 +19,12 @@ from nodewalld.core.plan import (
     Observed,
     TablePlan,
     plan,
+    plan_moves,
     read_back,
     shallow_chains,
     stray_targets,
     targets,
+    unanchored_chains,
     wanted_chains,
 )
 from nodewalld.core.ruletext import Rule
@@ -64,9 +66,20 @@ _UNSEEN: Fingerprint = object()
 """Stands for a look that is still to be taken; that of a table that doesn't exist is None."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Strike:
+    """A repair that was made before the table was looked at as a whole."""
+
+    changes: tuple[Change, ...]
+    done: float
+    stamp: int
+
+
 @dataclass
 class _TableState:
     fingerprint: Fingerprint = _UNSEEN
+    sound: Observed | None = None
+    strike: _Strike | None = None
     plan: TablePlan | None = None
     error: str = ""
     busy: bool = False
@@ -93,6 +106,8 @@ class Guard:
         self.chains: dict[Table, frozenset[str]] = {}
         """The chains that concern us, ours and others', by table."""
         self._targets: dict[Table, frozenset[str]] = {}
+        self._shallow: dict[Table, frozenset[str]] = {}
+        self._quick: dict[Table, frozenset[str]] = {}
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
         self.made: set[tuple[Table, str]] = set()
@@ -111,10 +126,12 @@ class Guard:
         for table, state in self._tables.items():
             same = self._desired.tables.get(table) == desired.tables.get(table)
             if not same or self._desired.yield_to != desired.yield_to:
-                state.fingerprint = _UNSEEN
+                state.fingerprint, state.sound = _UNSEEN, None
                 self.pacer.forget(table)
         self._desired = desired
         self.chains = {table: wanted_chains(table, wanted) for table, wanted in desired.tables.items()}
+        self._shallow = {table: shallow_chains(wanted) for table, wanted in desired.tables.items()}
+        self._quick = {table: unanchored_chains(wanted) for table, wanted in desired.tables.items()}
         self._targets = {table: targets(wanted) for table, wanted in desired.tables.items()}
         self.doubt()
 
@@ -198,9 +215,36 @@ class Guard:
         if not state.error:
             state.failing_since = self._clock()
         state.wrong_since = self._clock() if state.wrong_since is None else state.wrong_since
-        state.error, state.busy, state.fleeting = str(error), error.busy, error.fleeting
+        state.error, state.busy, state.fleeting, state.sound = str(error), error.busy, error.fleeting, None
         look_again = error.fleeting or table not in self.desired.tables
         state.fingerprint = _UNSEEN if look_again else self._fingerprint(table)
+
+    def strike(self, table: Table, chains: Collection[str], generation: int) -> None:
+        """Put back at once what the transaction of this generation displaced in these chains, the only ones it touched.
+
+        The plan is the one that `settle` would make, of a table that was right before, and the commit names the
+        generation. Where anything is out of the ordinary nothing is done: `settle` must be called in any case, which
+        looks at everything and tells of this, too.
+        """
+        state, desired = self._tables[table], self.desired.tables.get(table)
+        if state.sound is None or desired is None or not self._quick[table].issuperset(chains):
+            return
+        found = self.firewall.glance(table, chains, self._shallow[table])
+        if found is None:
+            return
+        observed = Observed({**state.sound.chains, **found.chains}, found.handles)
+        learned = self.learned.get(table, Learned())
+        planned = plan_moves(self.family, table, desired, observed, learned, self.desired.yield_to, chains)
+        if not planned.steps or planned.unmet or self._put_off(planned, observed):
+            return
+        try:
+            self.own_pids.add(self.firewall.apply(planned, observed, generation))
+        except (Stale, FirewallError):
+            return
+        done = self._clock()
+        for chain, takers in taken(planned.changes).items():
+            self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
+        state.strike = _Strike(planned.changes, done, generation + 1)
 
     def preview(self, table: Table) -> tuple[TablePlan, Observed]:
         """What `settle` would do to a table, without doing it, and what it is planned from, foreign rules in full."""
@@ -227,8 +271,10 @@ class Guard:
     def _settle(self, table: Table, state: _TableState, *, everything: bool) -> Settled:
         desired = self.desired.tables.get(table, DesiredTable())
         names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
-        changes: list[Change] = []
-        done, commits, stale, clean, stamp = self._clock(), 0, 0, False, 0
+        struck, state.strike = state.strike, None
+        changes = list(struck.changes) if struck else []
+        done, stamp = (struck.done, struck.stamp) if struck else (self._clock(), 0)
+        commits, stale, clean = bool(struck) * 1, 0, struck is not None
         state.pinned = frozenset() if everything else state.pinned
         while commits < _ATTEMPTS:
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
@@ -244,6 +290,7 @@ class Guard:
             since = done if state.wrong_since is None else state.wrong_since
             if not planned.commands or state.withheld:
                 state.fingerprint, state.plan = fingerprint, planned
+                state.sound = None if planned.unmet or planned.held or state.withheld else observed
                 state.wrong_since = since if state.withheld else None
                 return Settled(table, tuple(changes), done, commits, since)
             changes.extend(c for c in planned.changes if c not in changes)
@@ -268,7 +315,7 @@ class Guard:
                 names |= self.firewall.own_chains(table)
             for chain, takers in taken(planned.changes).items() if not everything else ():
                 self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
-        state.fingerprint = _UNSEEN
+        state.fingerprint, state.sound = _UNSEEN, None
         return Settled(table, tuple(changes), done, commits, since, restless=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:
@@ -292,8 +339,7 @@ class Guard:
         return waiting if only_moves and waiting.keys() >= places.keys() else {}
 
     def _observe(self, table: Table, names: frozenset[str], *, in_full: bool = False) -> Observed:
-        wanted = self.desired.tables.get(table, DesiredTable())
-        shallow = frozenset() if in_full else shallow_chains(wanted)
+        shallow = frozenset() if in_full else self._shallow.get(table, frozenset())
         observed = self.firewall.observe(table, names, shallow)
         strays = stray_targets(observed, self._targets.get(table, frozenset()))
         return self.firewall.observe(table, names | strays, shallow) if strays else observed

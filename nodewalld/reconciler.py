@@ -28,16 +28,12 @@ from nodewalld.cutter import FlowCutter
 from nodewalld.guard import ORDER, Guard, Settled
 from nodewalld.keeper import SetKeeper
 from nodewalld.kernel import backends
-from nodewalld.kernel.firewall import Firewall, FirewallError, LegacyFirewall, NftFirewall, require_tools
-from nodewalld.kernel.nftables import NftablesReader
+from nodewalld.kernel.firewall import FirewallError, open_firewall, require_tools
 from nodewalld.kernel.process import ProgramError
 from nodewalld.kernel.sets import SetError
 from nodewalld.memory import Memory
 from nodewalld.removal import remove_rules
 from nodewalld.service.state import StateFolder
-
-LOCK_TIMEOUT = 10.0
-"""Seconds to wait for somebody else's xtables lock before saying so and trying again."""
 
 
 class Refused(Exception):
@@ -319,6 +315,17 @@ class Reconciler:
             self._record(event)
         return tuple(repairs)
 
+    def strike(self, wake: Wake) -> None:
+        """What one message can put right is put right, before anything else is asked; `wake` looks again, and tells."""
+        touched: dict[tuple[Family, Table], list[str]] = {}
+        for family, table, chain in wake.touched:
+            touched.setdefault((family, table), []).append(chain)
+        for (family, table), chains in touched.items():
+            if guard := self._guards.get(family):
+                guard.strike(table, chains, wake.generation)
+        if touched:
+            wake.who()  # at once: who has written ends soon, and with it what /proc tells of its parents
+
     def resync(self) -> tuple[Event, ...]:
         """The full check: sets, leftovers of ours, and everything that `wake` looks at."""
         if self._world is None or self.config is None:
@@ -434,10 +441,3 @@ def choose_backend(config: Config, memory: Memory) -> Backend:
         return config.daemon.backend
     shown = backends.evidence()
     return shown[0] if shown else memory.backend or backends.of_tool()
-
-
-def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewall:
-    """The rules of one family in one backend; `runtime_dir` is for our own tools' lock file."""
-    if backend is Backend.NFT:
-        return NftFirewall(family, NftablesReader())
-    return LegacyFirewall(family, runtime_dir / "xtables.lock", LOCK_TIMEOUT)

@@ -8,7 +8,7 @@ who it was.
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cached_property
 
 import structlog
 
@@ -26,13 +26,28 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _News:
-    """Foreign transactions of which some concerned us, and which tables they touched (None: perhaps all)."""
+    """Foreign transactions up to a generation of which some concerned us, and what they touched (None: perhaps all)."""
 
     events: tuple[GenerationEvent, ...]
-    where: frozenset[tuple[Family, Table]] | None
+    touched: frozenset[Touch] | None
+    generation: int = 0
 
     def who(self) -> tuple[Culprit, ...]:
         return tuple(culprit(event) for event in self.events[-_CULPRITS:])
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Who wrote these, asked but once."""
+
+    news: list[_News]
+
+    @cached_property
+    def _found(self) -> tuple[Culprit, ...]:
+        return _names(self.news)
+
+    def __call__(self) -> tuple[Culprit, ...]:
+        return self._found
 
 
 class Witness:
@@ -101,10 +116,17 @@ class Witness:
                 self._strangers = [*self._strangers, culprit(event)] if known else None
 
     def _wake(self, noticed: float, news: list[_News]) -> Wake:
-        where: frozenset[tuple[Family, Table]] | None = frozenset()
-        for each in news:
-            where = None if where is None or each.where is None else where | each.where
-        return Wake(noticed, where=where, who=cache(partial(_names, news)), later=self._overhear)
+        known = [each.touched for each in news if each.touched is not None]
+        touched = frozenset([(touch.family, Table(touch.table), touch.chain) for each in known for touch in each])
+        whole = len(known) == len(news)
+        return Wake(
+            noticed,
+            where=frozenset([place[:2] for place in touched]) if whole else None,
+            touched=touched if whole else frozenset(),
+            generation=news[-1].generation,
+            who=_Names(news),
+            later=self._overhear,
+        )
 
     def _overhear(self) -> tuple[Culprit, ...]:
         if news := self._news():
@@ -132,7 +154,7 @@ class Witness:
         if not touched:
             return _News(elsewhere, frozenset()) if self._every and elsewhere else None
         events = tuple(event for event in heard.events if event.port_id in ports)
-        return _News(events, frozenset((touch.family, Table(touch.table)) for touch in touched))
+        return _News(events, frozenset(touched), heard.events[-1].generation)
 
 
 def _names(news: Iterable[_News]) -> tuple[Culprit, ...]:

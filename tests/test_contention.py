@@ -21,7 +21,7 @@ from nodewalld.core.events import Reason
 from nodewalld.core.pacing import LAST_WAIT, ROUNDS
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard, Settled
-from nodewalld.reconciler import open_firewall
+from nodewalld.kernel.firewall import open_firewall
 
 BACKENDS = [pytest.param(backend, id=backend.value) for backend in Backend]
 FIRST, EARLY, LAST = Position(Place.FIRST), Position(), Position(Place.LAST)

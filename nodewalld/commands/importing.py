@@ -63,9 +63,12 @@ def _live() -> tuple[list[Dump], dict[str, KernelSet]]:
     import tempfile  # noqa: PLC0415
 
     from nodewalld.kernel import backends  # noqa: PLC0415 - heavy
-    from nodewalld.kernel.firewall import require_tools, tool  # noqa: PLC0415
+    from nodewalld.kernel.firewall import (  # noqa: PLC0415
+        open_firewall,
+        require_tools,
+        tool,
+    )
     from nodewalld.kernel.process import installed  # noqa: PLC0415
-    from nodewalld.reconciler import open_firewall  # noqa: PLC0415
 
     shown = backends.evidence()
     backend = shown[0] if shown else backends.of_tool()

@@ -23,12 +23,12 @@ from nodewalld.core.steps import chain_of
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel import backends, trial
-from nodewalld.kernel.firewall import FirewallError
+from nodewalld.kernel.firewall import FirewallError, open_firewall
 from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
 from nodewalld.kernel.survey import survey as take_survey
 from nodewalld.memory import Memory
-from nodewalld.reconciler import Refused, choose_backend, open_firewall
+from nodewalld.reconciler import Refused, choose_backend
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.state import StateFolder
 from nodewalld.shielded import ShieldedReconciler
@@ -38,12 +38,8 @@ _COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+) ?(.*)")
 
 def environment() -> Environment:
     """The node as it is now."""
-    links = Links()
-    try:
-        state = links.snapshot()
-    finally:
-        links.close()
-    return Environment(state.addresses, state.service_addresses, state.default_routes)
+    with Links() as links:
+        return links.environment()
 
 
 def desired(config: Config, node: Environment) -> dict[Family, Desired]:

@@ -16,6 +16,8 @@ from nodewalld.core.words import Family, Table
 class Wake:
     """Why the reconciler looks: when it was noticed (monotonic), and where it must look (None: everywhere).
 
+    `touched` are the chains, known to be all, that the transactions up to `generation` have touched; none when that
+    isn't known.
     `who` asks for those who are known to have written; `later` for those who have meanwhile, when it was none of them.
     Both read /proc, and are asked only when something of ours is wrong.
     """
@@ -23,6 +25,8 @@ class Wake:
     noticed: float
     exact: bool = True
     where: frozenset[tuple[Family, Table]] | None = None
+    touched: frozenset[tuple[Family, Table, str]] = frozenset()
+    generation: int = 0
     who: Callable[[], tuple[Culprit, ...]] = tuple
     later: Callable[[], tuple[Culprit, ...]] = tuple
 

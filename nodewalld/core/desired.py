@@ -6,6 +6,7 @@ compared with what the kernel prints; see `Learned` in `nodewalld.core.plan`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from nodewalld.core.config import Position
 from nodewalld.core.words import Family, Network, Table
@@ -52,14 +53,14 @@ class Placement:
     creates: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DesiredTable:
     """Everything of ours in one table."""
 
     chains: tuple[OwnChain, ...] = ()
     placements: tuple[Placement, ...] = ()
 
-    @property
+    @cached_property
     def rules(self) -> int:
         """How many rules this is."""
         return sum(len(chain.lines) for chain in self.chains) + len(self.placements)

@@ -19,7 +19,7 @@ from nodewalld.core.config import Place
 from nodewalld.core.desired import OWN_PREFIX, PLACED, DesiredTable, Line, OwnChain, Placement
 from nodewalld.core.events import Reason
 from nodewalld.core.position import Room, choose, rank, room
-from nodewalld.core.ruletext import Rule, split
+from nodewalld.core.ruletext import Rule, words_of
 from nodewalld.core.steps import Command, Delete, Insert, Step, render
 from nodewalld.core.tracing.traffic import TAG as TRACE_TAG
 from nodewalld.core.words import Family, Table
@@ -119,7 +119,7 @@ def _lives_in_ours(rule: Rule) -> bool:
 
 
 def _same_words(written: str, read: str) -> bool:
-    return written == read or split(written) == split(read)
+    return written == read or words_of(written) == words_of(read)
 
 
 def digest(written: Sequence[str]) -> str:
@@ -149,6 +149,12 @@ def shallow_chains(desired: DesiredTable) -> frozenset[str]:
     places = desired.placements
     deep = {place.chain for place in places if not place.tag or place.position.place is Place.BETWEEN}
     return frozenset(place.chain for place in places) - deep
+
+
+def unanchored_chains(desired: DesiredTable) -> frozenset[str]:
+    """Foreign chains in which no rule of ours stands by the anchors of others."""
+    anchored = {place.chain for place in desired.placements if place.position.place is Place.BETWEEN}
+    return frozenset(place.chain for place in desired.placements) - anchored
 
 
 def targets(desired: DesiredTable) -> frozenset[str]:
@@ -192,19 +198,23 @@ def plan(
         if not name.startswith(OWN_PREFIX):
             draft.foreign_chain(name, places)
     draft.stale(wanted_chains(table, desired))
-    head = [Command(f":{name} - [0:0]") for name in draft.replaced]
-    return TablePlan(
-        family,
-        table,
-        (*head, *draft.steps, *draft.last),
-        tuple(draft.changes),
-        tuple(draft.unmet),
-        draft.in_place,
-        desired.rules,
-        draft.seen,
-        draft.was_held,
-        draft.spared,
-    )
+    return draft.finished(family, desired)
+
+
+def plan_moves(
+    family: Family,
+    table: Table,
+    desired: DesiredTable,
+    observed: Observed,
+    learned: Learned,
+    yield_to: Sequence[str],
+    chains: Collection[str],
+) -> TablePlan:
+    """The part of a table's plan that moves rules of ours in these foreign chains, when all others stand right."""
+    draft = _Draft(table, observed, learned, yield_to, frozenset(), frozenset())
+    for name in chains:
+        draft.foreign_chain(name, [place for place in desired.placements if place.chain == name])
+    return draft.finished(family, desired)
 
 
 @dataclass
@@ -227,6 +237,20 @@ class _Draft:
     was_held: bool = False
     created: set[str] = field(default_factory=set)
     spared: frozenset[str] = frozenset()
+
+    def finished(self, family: Family, desired: DesiredTable) -> TablePlan:
+        return TablePlan(
+            family,
+            self.table,
+            (*(Command(f":{name} - [0:0]") for name in self.replaced), *self.steps, *self.last),
+            tuple(self.changes),
+            tuple(self.unmet),
+            self.in_place,
+            desired.rules,
+            self.seen,
+            self.was_held,
+            self.spared,
+        )
 
     def there(self, chain: str) -> bool:
         return chain in self.table.builtin_chains or chain in self.observed.chains or chain in self.created
@@ -324,7 +348,7 @@ class _ChainPlan:
 
     @staticmethod
     def _is(place: Placement, rule: Rule) -> bool:
-        return rule.tag == place.tag if place.tag else list(rule.words) == split(place.text)
+        return rule.tag == place.tag if place.tag else rule.words == words_of(place.text)
 
     def _as_written(self, place: Placement, rule: Rule) -> bool:
         return self.draft.learned.same(f"{self.name} {place.tag}", [place.text], [rule.text])

@@ -8,7 +8,7 @@ separate, double quotes group, a backslash inside quotes takes the next characte
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from nodewalld.core.config import Anchor, AnchorKind
@@ -45,6 +45,12 @@ def split(text: str) -> list[str]:
     return words
 
 
+@lru_cache(maxsize=2048)
+def words_of(text: str) -> tuple[str, ...]:
+    """As `split`, remembered: the same few rules are looked at again and again."""
+    return tuple(split(text))
+
+
 def quote(word: str) -> str:
     """One word, quoted where iptables-restore needs it."""
     if word and not _SPECIAL & set(word):
@@ -66,7 +72,7 @@ class Rule:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """The text in words."""
-        return tuple(split(self.text))
+        return words_of(self.text)
 
     @cached_property
     def target(self) -> str:
@@ -104,7 +110,7 @@ class Rule:
             return bool(self.target) and fnmatch.fnmatchcase(self.target, anchor.pattern)
         if anchor.kind is AnchorKind.COMMENT:
             return any(fnmatch.fnmatchcase(comment, anchor.pattern) for comment in self.comments)
-        return self.bare == bare_words(split(anchor.pattern))
+        return self.bare == bare_words(words_of(anchor.pattern))
 
 
 def bare_words(words: Sequence[str]) -> tuple[str, ...]:

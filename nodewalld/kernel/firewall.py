@@ -27,6 +27,7 @@ _STATUS_BUSY = 4  # RESOURCE_PROBLEM in iptables' xshared.h: the lock was not to
 _STABLE_ATTEMPTS = 5
 _CHAINWISE = 4  # chains that are read by a program each
 _LARGE = 1 << 18  # bytes of a legacy table: a thousand rules or so
+_LOCK_TIMEOUT = 10.0  # seconds to wait for somebody else's xtables lock before saying so and trying again
 _CONTENTS_MAX = 20_000  # texts kept by content; neighbours and reloads bring new ones
 
 
@@ -62,6 +63,13 @@ class Firewall(Protocol):
         """These chains, as far as they exist; others may be among them.
 
         Of foreign rules in the `shallow` ones only the target has to be right.
+        """
+
+    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> Observed | None:
+        """As `observe`, at once; None where a chain is empty, or only a process could tell what is in it.
+
+        For chains of which nothing but rules has changed since they were observed. Nobody is waited for: what is
+        planned from this must be committed upon the generation that it is of.
         """
 
     def observe_all(self, table: Table) -> Observed:
@@ -231,6 +239,17 @@ class NftFirewall(_Tools):
                 chains_read[name], handles[name] = held
         return Observed(chains_read, handles)
 
+    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> Observed | None:
+        read, handles = {}, {}
+        for name in chains:
+            held = self._reader.follow(self.family, table.value, name) or ()
+            found = [self._known(table, name, rule, shallow=name in shallow) for rule in held]
+            read[name] = rules = tuple([rule for rule in found if rule is not None])
+            handles[name] = tuple([rule.handle for rule in held])
+            if not held or len(rules) < len(held):
+                return None
+        return Observed(read, handles)
+
     def observe_all(self, table: Table) -> Observed:
         chains = self._save(table)
         if not chains and self._reader.chains(self.family, table.value):
@@ -374,6 +393,9 @@ class LegacyFirewall(_Tools):
     ) -> Observed:
         return self.observe_all(table)
 
+    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> None:
+        """Nothing can be written here without the lock, and without reading the whole table."""
+
     def observe_all(self, table: Table) -> Observed:
         size = self._reader.size(table.value)
         if not size:
@@ -404,3 +426,10 @@ class LegacyFirewall(_Tools):
 
     def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:  # noqa: ARG002 - see Firewall
         return self.commit(planned.script)
+
+
+def open_firewall(family: Family, backend: Backend, runtime_dir: Path) -> Firewall:
+    """The rules of one family in one backend; `runtime_dir` is for our own tools' lock file."""
+    if backend is Backend.NFT:
+        return NftFirewall(family, NftablesReader())
+    return LegacyFirewall(family, runtime_dir / "xtables.lock", _LOCK_TIMEOUT)

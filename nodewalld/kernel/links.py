@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from nodewalld.core.environment import Environment
 from nodewalld.core.words import Family
 from nodewalld.kernel.netlink import NetlinkError
 
@@ -37,6 +38,11 @@ class LinkState:
     default_routes: Mapping[Family, tuple[str, ...]]
     addresses: Mapping[Family, tuple[str, ...]]
     service_addresses: Mapping[Family, tuple[str, ...]]
+
+    @property
+    def environment(self) -> Environment:
+        """What the compiler must know of it."""
+        return Environment(self.addresses, self.service_addresses, self.default_routes)
 
 
 class LinkEvents:
@@ -106,6 +112,10 @@ class Links:
             addresses=_by_family((family, address) for _, family, address in ordinary),
             service_addresses=_by_family((family, address) for _, family, address in service),
         )
+
+    def environment(self) -> Environment:
+        """What the compiler must know of the node as it is now. Raises NetlinkError."""
+        return self.snapshot().environment
 
     def close(self) -> None:
         """Close the socket."""

@@ -113,7 +113,7 @@ def string(data: bytes | bytearray, start: int, end: int) -> str:
 
 
 class NetlinkSocket:
-    """A socket that asks one question at a time and reads the whole answer.
+    """A socket that asks one question at a time and reads the whole answer; the kernel knows it by its `port`.
 
     Not to be shared between threads: answers are told apart by their sequence number alone.
     """
@@ -133,6 +133,7 @@ class NetlinkSocket:
             with contextlib.suppress(OSError):
                 fresh.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, self._largest)
         fresh.bind((0, 0))
+        self.port = int(fresh.getsockname()[0])
         return fresh
 
     def close(self) -> None:
@@ -160,11 +161,6 @@ class NetlinkSocket:
     def send(self, messages: bytes) -> None:
         """Send something that is not answered (errors are passed over); it is done when this returns."""
         self._socket.send(messages)
-
-    @property
-    def port(self) -> int:
-        """The port id by which the kernel knows this socket."""
-        return int(self._socket.getsockname()[0])
 
     def transact(self, requests: Sequence[tuple[int, int, bytes]], what: str) -> None:
         """Send a batch of messages (type, flags, body) that the kernel takes as a whole or not at all.

@@ -14,7 +14,7 @@ import errno
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import blake2b
 from select import select
 from typing import Self, TypeVar
@@ -38,7 +38,7 @@ from nodewalld.kernel.netlink import (
     string,
     text,
 )
-from nodewalld.kernel.nftbatch import Form, form
+from nodewalld.kernel.nftbatch import Form, form, rules_of
 from nodewalld.kernel.nftevents import ChainEvents, GenerationEvents
 
 __all__ = ["ChainRule", "NetlinkError", "NftablesReader", "written_digest"]
@@ -150,6 +150,13 @@ class NftablesReader:
         """As `look`, waiting for nobody: while others write, a rule that stands may be missing, or there twice."""
         return {name: self._read((family, table, name)) for name in chains}
 
+    def follow(self, family: Family, table: str, chain: str) -> tuple[ChainRule, ...] | None:
+        """A chain at once, as `glance`, if its table was not made anew since it was read: there a handle is a rule."""
+        key = family, table, chain
+        known = {rule.handle: rule for rule in self._parsed.get(key, {}).values()}
+        shown = [answer[BODY:] for answer in self._dump(key) or ()]
+        return tuple([known.get(_handle(content)) or _parse_rule(content) for content in shown]) or None
+
     def _read(self, key: _Where) -> tuple[ChainRule, ...] | None:
         """A chain; what the kernel shows as it did last time, counters and all, isn't parsed again."""
         answers = self._dump(key)
@@ -168,14 +175,14 @@ class NftablesReader:
 
     def _dump(self, key: _Where) -> list[bytes] | None:
         family, table, chain = key
-        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, _rules_of(key), f"read chain {chain} of {table} ({family})")
+        answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, rules_of(*key), f"read chain {chain} of {table} ({family})")
         if not answers and not self.chain_exists(family, table, chain):
             return None
         return [answer for _, answer in answers]
 
     def tallies(self, family: Family, table: str, chain: str) -> tuple[tuple[int, int], ...]:
         """What each rule of a chain has seen, from its top: packets and bytes; nothing where there is no such chain."""
-        body = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
+        body = rules_of(family, table, chain)
         answers = self._netlink.ask(_GETRULE, NLM_F_DUMP, body, f"count in chain {chain} of {table} ({family})")
         return tuple(_tally(answer) for _, answer in answers)
 
@@ -282,12 +289,6 @@ class NftablesReader:
         self.close()
 
 
-@lru_cache(maxsize=1024)
-def _rules_of(where: _Where) -> bytes:
-    family, table, chain = where
-    return netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
-
-
 def written_digest(known: Form) -> bytes:
     """The digest that a rule will have once it is written so."""
     return _parse_rule(known).digest
@@ -307,6 +308,18 @@ def _parse_rule(shown: bytes) -> ChainRule:
         elif kind in _RULE_WORDS:
             digest.update(content[start - 4 : end])
     return ChainRule(handle, digest.digest(), jump, _TAG in shown, any(each in shown for each in _SETS))
+
+
+def _handle(shown: bytes) -> int:
+    """The handle of a rule; its table and its chain stand before it."""
+    return next(
+        (
+            U64.unpack_from(shown, start)[0]
+            for kind, start, _ in attributes(shown, 0, len(shown))
+            if kind == _RULE_HANDLE
+        ),
+        0,
+    )
 
 
 def _tally(answer: bytes) -> tuple[int, int]:

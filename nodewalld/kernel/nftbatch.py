@@ -17,8 +17,9 @@ nft_match_init; libnftnl's udata.h and nft_rule_to_iptables_command_state of ipt
 import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
-from nodewalld.core.ruletext import split
+from nodewalld.core.ruletext import words_of
 from nodewalld.core.steps import Command, Delete, Insert, Step
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.netlink import (
@@ -109,13 +110,18 @@ def compose(
             return None
         request = _delete(step, handles[step.chain]) if isinstance(step, Delete) else None
         if isinstance(step, Insert):
-            request = _insert(step, handles[step.chain], forms.get(tuple(split(step.text))))
+            request = _insert(step, handles[step.chain], forms.get(words_of(step.text)))
         if request is None:
             return None
         kind, flags, body = request
-        where = netfilter_body(NFPROTO[family], text(_RULE_TABLE, table.value), text(_RULE_CHAIN, step.chain))
-        requests.append((kind, flags, where + body))
+        requests.append((kind, flags, rules_of(family, table.value, step.chain) + body))
     return requests
+
+
+@lru_cache(maxsize=1024)
+def rules_of(family: Family, table: str, chain: str) -> bytes:
+    """The beginning of every message about rules of a chain."""
+    return netfilter_body(NFPROTO[family], text(_RULE_TABLE, table), text(_RULE_CHAIN, chain))
 
 
 def _delete(step: Delete, handles: Sequence[int]) -> Request:

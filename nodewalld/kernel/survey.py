@@ -42,8 +42,7 @@ def _links(unread: list[str]) -> tuple[Environment, bool]:
     except OSError as error:
         unread.append(str(error))
         return Environment(), False
-    environment = Environment(state.addresses, state.service_addresses, state.default_routes)
-    return environment, SERVICE_INTERFACE in state.interfaces
+    return state.environment, SERVICE_INTERFACE in state.interfaces
 
 
 def _rules(
