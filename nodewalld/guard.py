@@ -24,12 +24,11 @@ from nodewalld.core.plan import (
     shallow_chains,
     stray_targets,
     targets,
-    unanchored_chains,
     wanted_chains,
 )
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Family, Table
-from nodewalld.kernel.firewall import Fingerprint, Firewall, FirewallError
+from nodewalld.kernel.firewall import NOWHERE, Fingerprint, Firewall, FirewallError
 from nodewalld.kernel.nftbatch import Stale
 
 ORDER = (Table.SECURITY, Table.FILTER, Table.NAT, Table.RAW, Table.MANGLE)
@@ -106,8 +105,7 @@ class Guard:
         self.chains: dict[Table, frozenset[str]] = {}
         """The chains that concern us, ours and others', by table."""
         self._targets: dict[Table, frozenset[str]] = {}
-        self._shallow: dict[Table, frozenset[str]] = {}
-        self._quick: dict[Table, frozenset[str]] = {}
+        self._shallow: dict[Table, dict[str, frozenset[str]]] = {}
         self.learned: dict[Table, Learned] = dict(prints or {})
         self.own_pids: set[int] = set()
         self.made: set[tuple[Table, str]] = set()
@@ -131,7 +129,6 @@ class Guard:
         self._desired = desired
         self.chains = {table: wanted_chains(table, wanted) for table, wanted in desired.tables.items()}
         self._shallow = {table: shallow_chains(wanted) for table, wanted in desired.tables.items()}
-        self._quick = {table: unanchored_chains(wanted) for table, wanted in desired.tables.items()}
         self._targets = {table: targets(wanted) for table, wanted in desired.tables.items()}
         self.doubt()
 
@@ -227,7 +224,7 @@ class Guard:
         looks at everything and tells of this, too.
         """
         state, desired = self._tables[table], self.desired.tables.get(table)
-        if state.sound is None or desired is None or not self._quick[table].issuperset(chains):
+        if state.sound is None or desired is None or not self._shallow[table].keys() >= set(chains):
             return
         found = self.firewall.glance(table, chains, self._shallow[table])
         if found is None:
@@ -339,7 +336,7 @@ class Guard:
         return waiting if only_moves and waiting.keys() >= places.keys() else {}
 
     def _observe(self, table: Table, names: frozenset[str], *, in_full: bool = False) -> Observed:
-        shallow = frozenset() if in_full else self._shallow.get(table, frozenset())
+        shallow = NOWHERE if in_full else self._shallow.get(table, NOWHERE)
         observed = self.firewall.observe(table, names, shallow)
         strays = stray_targets(observed, self._targets.get(table, frozenset()))
         return self.firewall.observe(table, names | strays, shallow) if strays else observed

@@ -47,13 +47,16 @@ class Slow(NftFirewall):
 
 
 class Counted(NftFirewall):
-    """Counts the programs it starts, and does something just before it commits."""
+    """Counts the programs it starts, and does something just before it commits; none works while it is `broken`."""
 
     started = 0
+    broken = False
     before_commit: Callable[[], object] | None = None
 
     def _run(self, action: str, *arguments: str, **more: object):  # type: ignore[no-untyped-def,override]
         self.started += 1
+        if self.broken:
+            raise FirewallError("broken")
         return super()._run(action, *arguments, **more)
 
     def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:
@@ -104,12 +107,12 @@ class World:
 
 
 @contextmanager
-def world(family: Family) -> Iterator[World]:
+def world(family: Family, table: DesiredTable | None = None) -> Iterator[World]:
     made = World(family)
     made.fast = Counted(family, NftablesReader())
     made.guards = {"fast": Guard(made.fast), "slow": Guard(Slow(family, NftablesReader()))}
     for guard in made.guards.values():
-        guard.desired = Desired(family, {Table.FILTER: wanted()}, (), ("cali-*",))
+        guard.desired = Desired(family, {Table.FILTER: table or wanted()}, (), ("cali-*",))
     made.begin()
     try:
         yield made

@@ -144,17 +144,16 @@ def wanted_chains(table: Table, desired: DesiredTable) -> frozenset[str]:
     return frozenset(names)
 
 
-def shallow_chains(desired: DesiredTable) -> frozenset[str]:
-    """Foreign chains of whose foreign rules a plan reads only the targets: no anchors there, and no bare `[[jump]]`."""
+def shallow_chains(desired: DesiredTable) -> dict[str, frozenset[str]]:
+    """Foreign chains of whose foreign rules a plan asks for the targets alone, as ours don't stand by anchors there.
+
+    By each the targets of bare jumps of ours: whether a rule with such a target is one of them takes its whole text.
+    """
     places = desired.placements
-    deep = {place.chain for place in places if not place.tag or place.position.place is Place.BETWEEN}
-    return frozenset(place.chain for place in places) - deep
-
-
-def unanchored_chains(desired: DesiredTable) -> frozenset[str]:
-    """Foreign chains in which no rule of ours stands by the anchors of others."""
-    anchored = {place.chain for place in desired.placements if place.position.place is Place.BETWEEN}
-    return frozenset(place.chain for place in desired.placements) - anchored
+    deep = {place.chain for place in places if place.position.place is Place.BETWEEN}
+    bare = [(place.chain, Rule(place.text).target) for place in places if not place.tag]
+    names = {place.chain for place in places} - deep
+    return {name: frozenset(target for chain, target in bare if chain == name) for name in names}
 
 
 def targets(desired: DesiredTable) -> frozenset[str]:

@@ -43,6 +43,11 @@ class FirewallError(Exception):
         self.fleeting = fleeting
 
 
+Shallow = Mapping[str, Collection[str]]
+"""Chains in which a rule's target is all that matters, each with the targets for which that isn't so."""
+
+NOWHERE: Shallow = {}
+
 Fingerprint = object
 """Compares equal while nothing of ours, nor anything beside it, has changed."""
 
@@ -59,13 +64,13 @@ class Firewall(Protocol):
     def fingerprint(self, table: Table, chains: Iterable[str]) -> Fingerprint:
         """A value that changes when one of these chains does; starts no process."""
 
-    def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
+    def observe(self, table: Table, chains: Iterable[str], shallow: Shallow = NOWHERE) -> Observed:
         """These chains, as far as they exist; others may be among them.
 
-        Of foreign rules in the `shallow` ones only the target has to be right.
+        Of foreign rules in the `shallow` ones only the target has to be right, but for the targets named there.
         """
 
-    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> Observed | None:
+    def glance(self, table: Table, chains: Iterable[str], shallow: Shallow) -> Observed | None:
         """As `observe`, at once; None where a chain is empty, or only a process could tell what is in it.
 
         For chains of which nothing but rules has changed since they were observed. Nobody is waited for: what is
@@ -229,21 +234,21 @@ class NftFirewall(_Tools):
     def own_chains(self, table: Table) -> frozenset[str]:
         return frozenset(self._reader.chains(self.family, table.value, OWN_PREFIX))
 
-    def observe(self, table: Table, chains: Iterable[str], shallow: Collection[str] = ()) -> Observed:
+    def observe(self, table: Table, chains: Iterable[str], shallow: Shallow = NOWHERE) -> Observed:
         chains_read, handles = {}, {}
         looked = self._reader.look(self.family, table.value, sorted(chains))
         self._learn_many(table, looked, shallow)
         for name, rules in looked.items():
-            held = self._chain(table, name, rules, shallow=name in shallow)
+            held = self._chain(table, name, rules, shallow.get(name))
             if held is not None:
                 chains_read[name], handles[name] = held
         return Observed(chains_read, handles)
 
-    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> Observed | None:
+    def glance(self, table: Table, chains: Iterable[str], shallow: Shallow) -> Observed | None:
         read, handles = {}, {}
         for name in chains:
             held = self._reader.follow(self.family, table.value, name) or ()
-            found = [self._known(table, name, rule, shallow=name in shallow) for rule in held]
+            found = [self._known(table, name, rule, shallow.get(name)) for rule in held]
             read[name] = rules = tuple([rule for rule in found if rule is not None])
             handles[name] = tuple([rule.handle for rule in held])
             if not held or len(rules) < len(held):
@@ -256,9 +261,7 @@ class NftFirewall(_Tools):
             raise FirewallError(f"{tool(self.family, self.backend, 'save')} shows nothing of table {table}")
         return Observed(chains)
 
-    def _learn_many(
-        self, table: Table, looked: Mapping[str, tuple[ChainRule, ...] | None], shallow: Collection[str]
-    ) -> None:
+    def _learn_many(self, table: Table, looked: Mapping[str, tuple[ChainRule, ...] | None], shallow: Shallow) -> None:
         """Where many chains hold what was never seen, as when a daemon starts, read them all by one program.
 
         Not in nat, where others may have a hundred thousand rules.
@@ -266,7 +269,7 @@ class NftFirewall(_Tools):
         new = {
             name: held
             for name, held in looked.items()
-            if held and any(self._known(table, name, rule, shallow=name in shallow) is None for rule in held)
+            if held and any(self._known(table, name, rule, shallow.get(name)) is None for rule in held)
         }
         if len(new) <= _CHAINWISE or table is Table.NAT:
             return
@@ -277,14 +280,14 @@ class NftFirewall(_Tools):
                 self._learn(table, name, held, read[name])
 
     def _chain(
-        self, table: Table, name: str, held: tuple[ChainRule, ...] | None, *, shallow: bool
+        self, table: Table, name: str, held: tuple[ChainRule, ...] | None, deep: Collection[str] | None
     ) -> tuple[tuple[Rule, ...], tuple[int, ...]] | None:
         """The rules of a chain that the kernel shows so, and their handles."""
         for _ in range(_STABLE_ATTEMPTS):
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
-            found = [self._known(table, name, rule, shallow=shallow) for rule in held]
+            found = [self._known(table, name, rule, deep) for rule in held]
             handles = tuple(rule.handle for rule in held)
             if None not in found:
                 return tuple(rule for rule in found if rule is not None), handles
@@ -297,12 +300,13 @@ class NftFirewall(_Tools):
         words = f"chain {name} of table {table} changes faster than it can be read"
         raise FirewallError(words, busy=True, fleeting=True)
 
-    def _known(self, table: Table, name: str, rule: ChainRule, *, shallow: bool) -> Rule | None:
+    def _known(self, table: Table, name: str, rule: ChainRule, deep: Collection[str] | None) -> Rule | None:
+        """What a rule says, if it is known, or if its target is enough and not one of the `deep` ones (None: all)."""
         known = self._texts.get((table, name), {}).get(rule.handle)
         if known and known.digest == rule.digest:
             return known.rule
         found = self._contents.get((table, rule.digest)) if not rule.looks_up else None
-        if found is None and shallow and not rule.tagged:
+        if found is None and deep is not None and not rule.tagged and rule.jump not in deep:
             return Rule(f"-j {rule.jump}" if rule.jump else "")
         return found
 
@@ -389,11 +393,11 @@ class LegacyFirewall(_Tools):
         self,
         table: Table,
         chains: Iterable[str],  # noqa: ARG002 - see Firewall
-        shallow: Collection[str] = (),  # noqa: ARG002
+        shallow: Shallow = NOWHERE,  # noqa: ARG002
     ) -> Observed:
         return self.observe_all(table)
 
-    def glance(self, table: Table, chains: Iterable[str], shallow: Collection[str]) -> None:
+    def glance(self, table: Table, chains: Iterable[str], shallow: Shallow) -> None:
         """Nothing can be written here without the lock, and without reading the whole table."""
 
     def observe_all(self, table: Table) -> Observed:
