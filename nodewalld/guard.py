@@ -26,7 +26,7 @@ from nodewalld.core.plan import (
     targets,
     wanted_chains,
 )
-from nodewalld.core.ruletext import Rule
+from nodewalld.core.ruletext import target_of
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import NOWHERE, Fingerprint, Firewall, FirewallError
 from nodewalld.kernel.nftbatch import Stale
@@ -407,7 +407,7 @@ class Guard:
                 if len(found[chain.name]) != len(chain.lines):
                     continue
                 for line, seen in zip(chain.lines, found[chain.name], strict=True):
-                    target = Rule(line.text).target
+                    target = target_of(line.text)
                     if target != "RETURN" and not target.startswith(OWN_PREFIX):
                         yield Count(self.family, table, chain.name, line.entry, target, *seen)
 

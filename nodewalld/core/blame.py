@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from nodewalld.core.events import Contention, Culprit, Event, Kind, Reason, duration, place
 from nodewalld.core.pacing import Contest
 from nodewalld.core.plan import Change
-from nodewalld.core.ruletext import Rule
+from nodewalld.core.ruletext import target_of
 from nodewalld.core.words import Family, Table
 
 
@@ -58,7 +58,7 @@ def contended(family: Family, contest: Contest, yield_to: Sequence[str]) -> str:
     often = f"{contest.rounds} times in {duration((contest.last - contest.since) * 1000)}"
     if not contest.takers:
         return f"{where}: {who} takes our jump out again and again, {often}; it is put back at once each time"
-    target = Rule(contest.takers[0]).target
+    target = target_of(contest.takers[0])
     rule = f"the jump to {target}" if "-" in target and len(contest.takers) == 1 else _rules(len(contest.takers))
     pace = f"at most every {contest.wait:g} s" if contest.slowed and contest.wait else "at once"
     return (

@@ -19,7 +19,7 @@ from nodewalld.core.config import Place
 from nodewalld.core.desired import OWN_PREFIX, PLACED, DesiredTable, Line, OwnChain, Placement
 from nodewalld.core.events import Reason
 from nodewalld.core.position import Room, choose, rank, room
-from nodewalld.core.ruletext import Rule, words_of
+from nodewalld.core.ruletext import Rule, target_of, words_of
 from nodewalld.core.steps import Command, Delete, Insert, Step, render
 from nodewalld.core.tracing.traffic import TAG as TRACE_TAG
 from nodewalld.core.words import Family, Table
@@ -151,7 +151,7 @@ def shallow_chains(desired: DesiredTable) -> dict[str, frozenset[str]]:
     """
     places = desired.placements
     deep = {place.chain for place in places if place.position.place is Place.BETWEEN}
-    bare = [(place.chain, Rule(place.text).target) for place in places if not place.tag]
+    bare = [(place.chain, target_of(place.text)) for place in places if not place.tag]
     names = {place.chain for place in places} - deep
     return {name: frozenset(target for chain, target in bare if chain == name) for name in names}
 
@@ -159,7 +159,7 @@ def shallow_chains(desired: DesiredTable) -> dict[str, frozenset[str]]:
 def targets(desired: DesiredTable) -> frozenset[str]:
     """The targets and chains that rules of ours should lead to."""
     texts = [line.text for chain in desired.chains for line in chain.lines] + [p.text for p in desired.placements]
-    return frozenset(Rule(text).target for text in texts)
+    return frozenset(map(target_of, texts))
 
 
 def stray_targets(observed: Observed, known: Collection[str]) -> frozenset[str]:
@@ -380,7 +380,7 @@ class _ChainPlan:
 
         def note(i: int, reason: Reason, what: str, between: Sequence[Rule] = ()) -> None:
             place = self.places[i]
-            target = Rule(place.text).target
+            target = target_of(place.text)
             jumps = not place.tag or target.startswith(OWN_PREFIX)
             subject = f"the jump to {target}" if jumps else f"our rule {place.tag}"
             takers = tuple(rule.text for rule in between[:_TAKERS_MAX])

@@ -51,6 +51,12 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(split(text))
 
 
+@lru_cache(maxsize=2048)
+def target_of(text: str) -> str:
+    """The chain or target after -j or -g in a rule's text; "" for a rule that only counts."""
+    return next((after for word, after in pairwise(words_of(text)) if word in _JUMPS), "")
+
+
 def quote(word: str) -> str:
     """One word, quoted where iptables-restore needs it."""
     if word and not _SPECIAL & set(word):
@@ -77,7 +83,7 @@ class Rule:
     @cached_property
     def target(self) -> str:
         """The chain or target after -j or -g; "" for a rule that only counts."""
-        return next((after for word, after in pairwise(self.words) if word in _JUMPS), "")
+        return target_of(self.text)
 
     @property
     def shown(self) -> str:
