@@ -95,25 +95,31 @@ def _run_first() -> None:
 
 
 def repairs(writer: str, events: int, seconds: float) -> dict[str, Any]:
-    """Displace our jump again and again, for at most so long: by `iptables-nft -I` or through an open socket."""
+    """Displace our jump again and again, for at most so long: by `iptables-nft -I` or through an open socket.
+
+    Through a socket it is told as well how long each foreign commit took the kernel.
+    """
     foreign, chain = Writer(), Chain()
     observer = Observer(chain)
     _run_first()
     end = time.monotonic() + seconds
     taken: list[float] = []
+    commits: list[float] = []
     while len(taken) < events and time.monotonic() < end:
         observer.drain()
         tool = None
         if writer == "tool":
             tool = Started(["iptables-nft", *_DISPLACE])
         else:
+            begun = time.monotonic()
             foreign.insert("filter", "FORWARD")
+            commits.append((time.monotonic() - begun) * 1000)
         taken.append(observer.repair(tool.pid if tool else foreign.port))
         if tool:
             tool.wait()
         chain.clear(foreign)
         time.sleep(_BREATH)
-    return {"ms": taken}
+    return {"ms": taken, "commits": commits}
 
 
 def restores(tool: str, events: int) -> dict[str, Any]:

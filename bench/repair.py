@@ -5,6 +5,7 @@ two bursts the daemon is started anew, and as many references are taken, so that
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from bench.figures import median, percentile
 from bench.results import Outcome, Result, Scale, compared
@@ -42,9 +43,12 @@ def hot_open(stage: Stage, scale: Scale) -> Outcome:
     """The same by a writer that keeps its socket open, with and without foreign rules."""
     results = []
     for rules in (0, scale.crowd):
-        ours, theirs = _nft(stage, rules, "open", scale.events)
+        commits: list[float] = []
+        ours, theirs = _nft(stage, rules, "open", scale.events, commits)
         what = f"the same, writer keeps its socket open, {rules:,} foreign rules, p99"
-        results.append(_worst("hot-open", what, ours, theirs, 0.1))
+        result = _worst("hot-open", what, ours, theirs, 0.1)
+        alone = {"one foreign commit, median": median(commits), "one foreign commit, p99": percentile(commits, 99)}
+        results.append(replace(result, more={**result.more, **alone}))
     return Outcome(results)
 
 
@@ -68,11 +72,19 @@ def growth(stage: Stage, scale: Scale) -> Outcome:
     return Outcome([], growth={"repair by nodewalld": ours, "iptables-nft-restore, one jump": theirs})
 
 
-def _nft(stage: Stage, rules: int, writer: str, events: int) -> tuple[list[float], list[float]]:
+def _nft(
+    stage: Stage, rules: int, writer: str, events: int, commits: list[float] | None = None
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of repairs, and of as many references; those of the foreign commits alone are added to `commits`."""
     node = stage.crowded(rules)
-    return _bursts(
-        stage, node, events, lambda left: inside(node, "repairs", writer=writer, events=left, seconds=_BURST)
-    )
+
+    def burst(left: int) -> dict[str, list[float]]:
+        told = inside(node, "repairs", writer=writer, events=left, seconds=_BURST)
+        if commits is not None:
+            commits.extend(told["commits"])
+        return told
+
+    return _bursts(stage, node, events, burst)
 
 
 def _bursts(
