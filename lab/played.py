@@ -2,7 +2,7 @@
 
 Laws: every write is one process of iptables, as theirs is; what only they would know (chains, comments) is theirs,
 letter for letter; nobody knows of nodewalld. Standard input says what to do now, a line each; each is answered with the
-number of writes so far.
+number of writes so far, and with every place that was taken by them.
 """
 
 import json
@@ -31,6 +31,7 @@ class Played(ABC):
         self._spec = spec
         self._clock = float(spec["clock"])
         self._wrote = 0
+        self._takes: list[tuple[float, str, str, str]] = []
         self._due = float("inf")
         Path("/proc/self/comm").write_text(self.comm)
 
@@ -77,13 +78,13 @@ class Played(ABC):
                 for line in lines:
                     word, *more = line.decode().split()
                     getattr(self, word)(*more)
-                    print(self._wrote, flush=True)
+                    print(json.dumps({"writes": self._wrote, "takes": self._takes}), flush=True)
             elif time.monotonic() >= self._due:
                 self._due = float("inf")
                 self.tick()
 
     def rest(self) -> None:
-        """Do nothing; the answer tells the number of writes."""
+        """Do nothing; the answer tells of the writes."""
         return
 
 
@@ -230,12 +231,13 @@ class Felix(Played):
     def _apply(self, tool: str) -> None:
         for table, chains in self._wanted[tool].items():
             saved = _rules(self.read(f"{tool}-save", "-t", table) or "")
-            lines: list[str] = []
+            moved: dict[str, list[str]] = {}
             for chain, (first, last) in chains.items():
                 lead, end = (first, last) if self._insert else ([], first + last)
-                lines += _moved(chain, saved.get(chain, []), lead, end)
-            if lines:
+                moved[chain] = list(_moved(chain, saved.get(chain, []), lead, end))
+            if lines := [line for each in moved.values() for line in each]:
                 text = "\n".join([f"*{table}", *lines, "COMMIT", ""])
+                self._takes += [(time.time(), tool, table, chain) for chain, each in moved.items() if each]
                 self.write(f"{tool}-restore", "--noflush", "--verbose", "-w", "10", text=text)
 
 

@@ -14,6 +14,7 @@ How they do it is in `lab.played`, which runs within the node.
 import json
 import select
 import subprocess
+from typing import NamedTuple
 
 from lab.node import LabError, Node
 
@@ -25,6 +26,15 @@ PORTS = (31001, 31002, 31003)
 _ANSWER = 60.0
 
 
+class Take(NamedTuple):
+    """Rules that Felix has put into a chain, in the place that it wants: when it began to (time.time()), and where."""
+
+    time: float
+    tool: str
+    table: str
+    chain: str
+
+
 class Rival:
     """One of them in a node; `clock` makes its own timetable that many times faster."""
 
@@ -34,9 +44,13 @@ class Rival:
         command = [node.python(), "-m", "lab.played", json.dumps(spec)]
         self._process = node.popen(command, log=name, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.writes = 0
+        self.takes: tuple[Take, ...] = ()
 
     def do(self, *words: str) -> None:
-        """Have it do one thing now ("start", "sync", ...), to its end; `writes` says how often it has written."""
+        """Have it do one thing now ("start", "sync", ...), to its end.
+
+        `writes` says how often it has written since it was made, `takes` in which chains if it is Felix.
+        """
         out, into = self._process.stdout, self._process.stdin
         if out is None or into is None:
             raise LabError(f"{self.name} has no pipes")
@@ -46,4 +60,5 @@ class Rival:
         line = out.readline() if answered else ""
         if not line:
             raise LabError(f"{self.name} does not answer:\n{self._node.logs[self.name].read_text()[-3000:]}")
-        self.writes = int(line)
+        told = json.loads(line)
+        self.writes, self.takes = told["writes"], tuple(Take(*take) for take in told["takes"])

@@ -15,7 +15,7 @@ from neighbours.actions.stage import Action, Neighbour, Stage
 from neighbours.measure import alone, configuration, guarded
 from neighbours.report import Row, keep, line, shield_line
 from neighbours.shielded import shielded
-from neighbours.war import fought
+from neighbours.war import HEAD, fought
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _FEW = 3  # runs without nodewalld, and with the shield: what they show does not vary
@@ -46,9 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if options.war:
+        print(HEAD, end="", flush=True)
         for backend in (options.backend,) if options.backend else get_args(BackendName):
             for position in ("early", "first"):
-                print(fought(backend, position, options.war), flush=True)
+                print(fought(backend, position, options.war), end="", flush=True)
         return 0
     begun, failed = time.monotonic(), 0
     measures = [PARTS[part] for part in PARTS if options.part in (None, part)]
