@@ -182,15 +182,16 @@ class Guard:
         except OSError as error:
             return f"unreadable: {error}"
 
-    def settle(self, table: Table, *, everything: bool = False) -> Settled:
+    def settle(self, table: Table, *, everything: bool = False, linger: Callable[[], None] = lambda: None) -> Settled:
         """Bring one table to what is desired; `everything` looks wherever something of ours may be left over.
 
+        `linger` is called once, and the table looked at again, before chains of ours are made anew.
         Raises FirewallError when the kernel or its tools refuse; the table is then as it was.
         """
         state = self._tables[table]
         try:
             with self.firewall.exclusive():
-                settled = self._settle(table, state, everything=everything)
+                settled = self._settle(table, state, everything=everything, linger=linger)
         except OSError as error:
             restless = error.errno == errno.EINTR  # the ruleset changed during every read
             failure = FirewallError(str(error), busy=restless, fleeting=restless)
@@ -265,13 +266,13 @@ class Guard:
         own = self.firewall.own_chains(table)
         return wanted_chains(table, desired) | {*table.builtin_chains, *self._written_chains(table), *own}
 
-    def _settle(self, table: Table, state: _TableState, *, everything: bool) -> Settled:
+    def _settle(self, table: Table, state: _TableState, *, everything: bool, linger: Callable[[], None]) -> Settled:
         desired = self.desired.tables.get(table, DesiredTable())
         names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
         struck, state.strike = state.strike, None
         changes = list(struck.changes) if struck else []
         done, stamp = (struck.done, struck.stamp) if struck else (self._clock(), 0)
-        commits, stale, clean = bool(struck) * 1, 0, struck is not None
+        commits, stale, clean, lingered = bool(struck) * 1, 0, struck is not None, False
         state.pinned = frozenset() if everything else state.pinned
         while commits < _ATTEMPTS:
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
@@ -290,6 +291,10 @@ class Guard:
                 state.sound = None if planned.unmet or planned.held or state.withheld else observed
                 state.wrong_since = since if state.withheld else None
                 return Settled(table, tuple(changes), done, commits, since)
+            if planned.bereft and not lingered:
+                lingered = True
+                linger()
+                continue
             changes.extend(c for c in planned.changes if c not in changes)
             try:
                 writer = self.firewall.apply(planned, observed, before if stale < _STALE_ATTEMPTS else 0)

@@ -28,6 +28,7 @@ from nodewalld.cutter import FlowCutter
 from nodewalld.guard import ORDER, Guard, Settled
 from nodewalld.keeper import SetKeeper
 from nodewalld.kernel import backends
+from nodewalld.kernel.culprit import LINGER, outlast
 from nodewalld.kernel.firewall import FirewallError, open_firewall, require_tools
 from nodewalld.kernel.process import ProgramError
 from nodewalld.kernel.sets import SetError
@@ -300,7 +301,7 @@ class Reconciler:
                 tried.add(table)
                 wake.who()  # at once: who has written ends soon, and with it what /proc tells of its parents
                 try:
-                    settled = guard.settle(table)
+                    settled = guard.settle(table, linger=lambda: outlast(wake.who(), started + LINGER))
                 except FirewallError as error:
                     if error.busy:
                         break

@@ -113,15 +113,20 @@ class Culprit:
     parents: tuple[Process, ...] = ()
 
     @property
+    def is_tool(self) -> bool:
+        """Whether it is a tool, which runs for one command of somebody else's."""
+        return self.comm.startswith(_TOOLS)
+
+    @property
     def lineage(self) -> frozenset[int]:
         """The processes by which it is known again; a tool lives for one command, so none where /proc told nothing."""
-        own = () if self.comm.startswith(_TOOLS) else (self.pid,)
+        own = () if self.is_tool else (self.pid,)
         return frozenset((*own, *(parent.pid for parent in self.parents)))
 
     @property
     def name(self) -> str:
         """The program to look at: the one that used the tool, where it is known, else the tool."""
-        if self.comm.startswith(_TOOLS):
+        if self.is_tool:
             for parent in self.parents:
                 if not parent.comm.startswith(_TOOLS):
                     return printable(parent.comm)

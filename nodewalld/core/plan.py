@@ -102,6 +102,11 @@ class TablePlan:
         return not any(isinstance(step, Command) for step in self.steps)
 
     @property
+    def bereft(self) -> bool:
+        """Whether chains of ours are gone, so that it makes them anew."""
+        return any(c.reason is Reason.MISSING and c.chain.startswith(OWN_PREFIX) for c in self.changes)
+
+    @property
     def deleted(self) -> frozenset[str]:
         """The chains that it deletes."""
         return frozenset(command[3:] for command in self.commands if command.startswith("-X "))

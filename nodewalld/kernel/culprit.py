@@ -5,11 +5,23 @@ by walking up at once, while the tool is still closing its socket.
 """
 
 import os
+import select
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from nodewalld.core.events import Culprit, Process
 from nodewalld.kernel.nftevents import GenerationEvent
 
+LINGER = 0.05
+"""Seconds that a tool which deletes our chains is granted for the other tables of its restore.
+
+It reads all chains of its family for each of them, and the kernel counts from the first (nf_tables_dump_chains): when
+ours come back before it has the last part, it gets one chain twice, deletes that twice, and fails (iptables 1.8.9: what
+nft_refresh_transaction does not undo). The end of the tool is waited for by our own commit anyway.
+"""
+
+_RESTORES = "-r"  # iptables-restore as the kernel has it: iptables-restor, iptables-nft-re, ip6tables-nft-r
 _DEPTH = 8
 _STAT_MAX = 4096
 
@@ -27,6 +39,22 @@ def process(pid: int, proc: Path = Path("/proc")) -> Culprit | None:
     """A process and its parents, or None when it has gone."""
     stat = _stat(proc, pid)
     return Culprit(pid, stat[0], _parents(proc, stat[1])) if stat else None
+
+
+def outlast(culprits: Iterable[Culprit], until: float) -> None:
+    """Wait until those of them that restore several tables have ended, but not beyond a time (monotonic seconds)."""
+    for tool in culprits:
+        if not (tool.is_tool and _RESTORES in tool.comm):
+            continue
+        try:
+            ends = os.pidfd_open(tool.pid)
+        except OSError:  # it has ended, or this kernel is older than 5.3
+            continue
+        try:
+            if (known := process(tool.pid)) and known.comm == tool.comm:
+                select.select([ends], [], [], max(0.0, until - time.monotonic()))
+        finally:
+            os.close(ends)
 
 
 def _parents(proc: Path, pid: int) -> tuple[Process, ...]:
