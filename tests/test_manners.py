@@ -18,15 +18,19 @@ from test_plan import desired
 
 from lab.daemon import Daemon
 from lab.node import Node
-from nodewalld.core.config import Place, Position
+from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import Desired
 from nodewalld.core.events import Culprit
+from nodewalld.core.plan import Observed, TablePlan
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel.culprit import LINGER, outlast
+from nodewalld.kernel.firewall import NftFirewall
+from nodewalld.kernel.nftables import NftablesReader
 from nodewalld.reconciler import open_firewall
 
 LONG = 60.0
+UNANCHORED = Position(Place.BETWEEN, (Anchor(AnchorKind.TARGET, "KUBE-FORWARD"),), ())
 
 
 @contextmanager
@@ -60,7 +64,7 @@ def test_but_not_beyond_the_time_that_it_is_granted(tmp_path: Path) -> None:
     with running(tmp_path, "iptables-restore", LONG) as tool:
         begun = time.monotonic()
         outlast([Culprit(tool.pid, "iptables-restor")] * 3, begun + 0.1)
-        assert 0.1 <= time.monotonic() - begun < LONG
+        assert 0.1 <= time.monotonic() - begun < 10
         assert not ended(tool)
 
 
@@ -99,6 +103,37 @@ def test_the_moment_comes_once_before_chains_of_ours_are_made_anew_and_what_happ
     ours, theirs = argv(["iptables-nft", "-S", "FORWARD"]).splitlines()[1:]
     assert "NODEWALL" in ours
     assert theirs == "-A FORWARD -p 99"
+    guard.firewall.close()
+
+
+class Overtaken(NftFirewall):
+    """Commits by iptables-restore, and what a flusher writes anew comes just before that."""
+
+    def apply(self, planned: TablePlan, observed: Observed, stamp: int) -> int:
+        if not observed.chains["FORWARD"]:
+            argv(
+                ["iptables-nft-restore", "-n"],
+                stdin="*filter\n-A FORWARD -i lo -j ACCEPT\n-A FORWARD -j REJECT\nCOMMIT\n",
+            )
+        return self.commit(planned.script)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [Position(Place.FIRST), Position(), UNANCHORED, Position(Place.LAST)],
+    ids=["first", "early", "between", "last"],
+)
+@in_own_namespace
+def test_what_a_flusher_appends_meanwhile_does_not_push_ours_down(place: Position) -> None:
+    """One whose anchors are not there stays where it stands, so that it would stay below their REJECT for good."""
+    guard = Guard(Overtaken(Family.IPV4, NftablesReader()))
+    argv(["iptables-nft", "-A", "FORWARD", "-j", "ACCEPT"])
+    guard.desired = Desired(Family.IPV4, {Table.FILTER: desired(place)}, (), ())
+    guard.settle(Table.FILTER)
+    argv(["iptables-nft", "-F"])
+    guard.settle(Table.FILTER)
+    rules = argv(["iptables-nft", "-S", "FORWARD"]).splitlines()[1:]
+    assert ["NODEWALL" in rule for rule in rules] == [place.place is not Place.LAST, False, place.place is Place.LAST]
     guard.firewall.close()
 
 

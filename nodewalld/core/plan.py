@@ -426,7 +426,9 @@ class _ChainPlan:
             staying = (self.copies[j][0] for j in ours[above + 1 :] if j not in wrong and targets[j] == targets[i])
             below = next(staying, next(iter(self.standing[targets[i] :]), None))
             traces = sum(below is None or index < below for index in self.traces)
-            draft.steps.append(Insert(name, self.places[i].text, targets[i] + above + traces + 1, below))
+            at_end = below is None and targets[i]
+            number = None if at_end else targets[i] + above + traces + 1
+            draft.steps.append(Insert(name, self.places[i].text, number, below))
             draft.changes.append(wrong[i])
 
     def _delete_text(self, i: int, index: int) -> str:

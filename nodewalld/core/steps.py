@@ -34,18 +34,19 @@ class Insert:
     """Put a rule of ours into a foreign chain, when the steps before this one are done.
 
     It goes directly above the rule at index `above` of the observed chain, which stays there, and is rule `number` of
-    the chain then; with None it goes to the end, and `number` says nothing.
+    the chain then. With None it goes to the end, whatever others append meanwhile: without a number, or where nothing
+    foreign was above it, before that.
     """
 
     chain: str
     text: str
-    number: int
+    number: int | None
     above: int | None
 
     @property
     def command(self) -> str:
         """For iptables-restore."""
-        where = f"-A {self.chain}" if self.above is None else f"-I {self.chain} {self.number}"
+        where = f"-A {self.chain}" if self.number is None else f"-I {self.chain} {self.number}"
         return f"{where} {self.text}"
 
 
