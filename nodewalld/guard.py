@@ -67,9 +67,10 @@ _UNSEEN: Fingerprint = object()
 
 @dataclass(frozen=True, slots=True)
 class _Strike:
-    """A repair that was made before the table was looked at as a whole."""
+    """A repair that was made before the table was looked at as a whole, and is told of when it has been."""
 
     changes: tuple[Change, ...]
+    since: float
     done: float
     stamp: int
 
@@ -192,6 +193,7 @@ class Guard:
         try:
             with self.firewall.exclusive():
                 settled = self._settle(table, state, everything=everything, linger=linger)
+            state.strike = None
         except OSError as error:
             restless = error.errno == errno.EINTR  # the ruleset changed during every read
             failure = FirewallError(str(error), busy=restless, fleeting=restless)
@@ -225,8 +227,9 @@ class Guard:
         looks at everything and tells of this, too.
         """
         state, desired = self._tables[table], self.desired.tables.get(table)
-        if state.sound is None or desired is None or not self._shallow[table].keys() >= set(chains):
+        if state.sound is None or state.strike or desired is None or not self._shallow[table].keys() >= set(chains):
             return
+        begun = self._clock()
         found = self.firewall.glance(table, chains, self._shallow[table])
         if found is None:
             return
@@ -242,7 +245,7 @@ class Guard:
         done = self._clock()
         for chain, takers in taken(planned.changes).items():
             self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
-        state.strike = _Strike(planned.changes, done, generation + 1)
+        state.strike = _Strike(planned.changes, begun, done, generation + 1)
 
     def preview(self, table: Table) -> tuple[TablePlan, Observed]:
         """What `settle` would do to a table, without doing it, and what it is planned from, foreign rules in full."""
@@ -269,10 +272,10 @@ class Guard:
     def _settle(self, table: Table, state: _TableState, *, everything: bool, linger: Callable[[], None]) -> Settled:
         desired = self.desired.tables.get(table, DesiredTable())
         names = self._everywhere(table, desired) if everything else wanted_chains(table, desired)
-        struck, state.strike = state.strike, None
-        changes = list(struck.changes) if struck else []
-        done, stamp = (struck.done, struck.stamp) if struck else (self._clock(), 0)
-        commits, stale, clean, lingered = bool(struck) * 1, 0, struck is not None, False
+        changes: list[Change] = []
+        done, commits, stale, clean, stamp, lingered = self._clock(), 0, 0, False, 0, False
+        if struck := state.strike:
+            changes, done, commits, clean, stamp = [*struck.changes], struck.done, 1, True, struck.stamp
         state.pinned = frozenset() if everything else state.pinned
         while commits < _ATTEMPTS:
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
@@ -285,7 +288,7 @@ class Guard:
             state.withheld = {} if everything else self._put_off(planned, observed)
             if planned.commands and state.wrong_since is None:
                 state.wrong_since = self._clock()
-            since = done if state.wrong_since is None else state.wrong_since
+            since = state.wrong_since or (struck.since if struck else done)
             if not planned.commands or state.withheld:
                 state.fingerprint, state.plan = fingerprint, planned
                 state.sound = None if planned.unmet or planned.held or state.withheld else observed

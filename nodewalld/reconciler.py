@@ -384,7 +384,7 @@ class Reconciler:
         by = culprits[-1] if culprits else None
         for chain in dict.fromkeys(change.chain for change in settled.changes):
             guard.pacer.blame((settled.table, chain), culprits)
-        latency = (settled.done - wake.noticed) * 1000
+        latency = (settled.done - wake.noticed) * 1000  # less than nothing: put right before, and only told of now
         since = min(settled.since, wake.noticed if wake.exact else self._sound)
         groups: dict[str, list[Change]] = {}
         own = guard.own_chains(settled.table)
@@ -402,7 +402,7 @@ class Reconciler:
                 entries=tuple(dict.fromkeys(entry for change in changes for entry in change.entries)),
                 by=by,
                 exposed_ms=round((settled.done - since) * 1000, 3),
-                latency_ms=round(latency, 3) if wake.exact else None,
+                latency_ms=round(latency, 3) if wake.exact and latency >= 0 else None,
             )
             for changes in groups.values()
         )

@@ -22,6 +22,7 @@ from lab.daemon import Daemon
 from lab.node import Node, wait_for
 from nodewalld.core.config import Place, Position
 from nodewalld.core.desired import DesiredTable
+from nodewalld.core.events import Reason
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import FirewallError
 from nodewalld.witness import Witness
@@ -128,6 +129,21 @@ def test_what_it_can_not_be_sure_of_it_leaves_alone() -> None:
         before = guard.firewall.stamp()
         guard.strike(Table.FILTER, ["FORWARD"], before)
         assert guard.firewall.stamp() == before
+
+
+@in_own_namespace
+def test_a_strike_is_told_of_also_when_the_look_after_it_fails() -> None:
+    with world(Family.IPV4, table(FIRST, EARLY, LAST)) as here, hearing(here) as strike:
+        here.run("{t} -I FORWARD -j ACCEPT")
+        assert strike() == 1
+        here.run("{t} -I NODEWALL-1 -p icmp -j ACCEPT")
+        here.fast.broken = True
+        with pytest.raises(FirewallError):
+            here.guards["fast"].settle(Table.FILTER)
+        here.fast.broken = False
+        reasons = {change.reason for change in here.settle("fast").changes}
+        assert reasons == {Reason.DISPLACED, Reason.CHANGED}
+        assert not here.guards["fast"].settle(Table.FILTER).changes
 
 
 @in_own_namespace
