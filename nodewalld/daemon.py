@@ -102,6 +102,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._desk = Desk(self._history, lambda: self.status, self._governor.list_sets, self._wake_up)
         self._witness = Witness(self._reconciler.take_own_ports)
+        self._reconciler.overhear = self._witness.overhear
         self._surroundings = Surroundings(state, self._record, self._witness.take_strangers)
         self._urgency = Urgency()
         self._lock_watch: LockWatch | None = None
@@ -261,8 +262,7 @@ class Daemon:
         if now >= due.relink:
             due.relink = float("inf")
             # Foreign rules often come with links: who wrote them is asked first, and what is wrong told as of now.
-            heard = self._witness.heard(self._turned) if self._witness.events else None
-            self._reconciler.wake(heard or Wake(now, exact=False))
+            self._reconciler.wake(self._witness.heard(self._turned) or self._witness.unheard(now))
             self._reconciler.relink()
         if now >= due.resync or now >= due.retry:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")

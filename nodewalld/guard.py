@@ -92,15 +92,20 @@ class _TableState:
 
 
 class Guard:
-    """One family's rules. `learned` is shared with the state folder through `prints`."""
+    """One family's rules. `learned` is shared with the state folder through `prints`.
+
+    `meanwhile` is called in the midst of work that takes its time, and may `strike`.
+    """
 
     def __init__(
         self,
         firewall: Firewall,
         prints: Mapping[Table, Learned] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
         self.firewall = firewall
+        self._meanwhile = meanwhile
         self.family: Family = firewall.family
         self._desired = Desired(self.family, {}, (), ())
         self.chains: dict[Table, frozenset[str]] = {}
@@ -277,7 +282,10 @@ class Guard:
         if struck := state.strike:
             changes, done, commits, clean, stamp = [*struck.changes], struck.done, 1, True, struck.stamp
         state.pinned = frozenset() if everything else state.pinned
+        state.sound = None
         while commits < _ATTEMPTS:
+            if commits:
+                self._meanwhile()
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
             before = self.firewall.stamp()
             observed = self._observe(table, names)
@@ -320,7 +328,7 @@ class Guard:
                 names |= self.firewall.own_chains(table)
             for chain, takers in taken(planned.changes).items() if not everything else ():
                 self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
-        state.fingerprint, state.sound = _UNSEEN, None
+        state.fingerprint = _UNSEEN
         return Settled(table, tuple(changes), done, commits, since, restless=True)
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:

@@ -81,6 +81,8 @@ class Reconciler:
         self._memory = Memory(state)
         self._keeper = SetKeeper(self._memory, clock)
         self._cutter = FlowCutter()
+        self.overhear: Callable[[], Wake | None] = lambda: None
+        """What tells, in the midst of a pass, of what has just been heard."""
         self.flows_cut = 0
         self.config: Config | None = None
 
@@ -221,7 +223,9 @@ class Reconciler:
         guards = {}
         for family in families:
             kept = old.guards.get(family) if old and old.backend is backend else None
-            guards[family] = kept or Guard(self._firewall(family, backend), prints.get(family), self._clock)
+            guards[family] = kept or Guard(
+                self._firewall(family, backend), prints.get(family), self._clock, self._meanwhile
+            )
         return _World(backend, guards)
 
     def _move(self, world: _World, decisions: Mapping[Family, Decisions], *, strict: bool) -> bool:
@@ -259,6 +263,7 @@ class Reconciler:
             work += [(guard, table, table in broken) for table in wanted]
         commits = 0
         for guard, table, was_broken in work:
+            self._meanwhile()
             try:
                 commits += guard.settle(table, everything=True).commits
             except FirewallError as error:
@@ -326,6 +331,11 @@ class Reconciler:
                 guard.strike(table, chains, wake.generation)
         if touched:
             wake.who()  # at once: who has written ends soon, and with it what /proc tells of its parents
+
+    def _meanwhile(self) -> None:
+        """A pass may take a tenth of a second: what can be put right by one message does not wait for its end."""
+        if wake := self.overhear():
+            self.strike(wake)
 
     def resync(self) -> tuple[Event, ...]:
         """The full check: sets, leftovers of ours, and everything that `wake` looks at."""

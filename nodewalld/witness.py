@@ -98,6 +98,10 @@ class Witness:
         news = self._news()
         return self._wake(noticed, [news]) if news else None
 
+    def unheard(self, now: float) -> Wake:
+        """A look though nothing was heard: what it finds wrong is that for no longer than `now`, where all is heard."""
+        return Wake(now, exact=self._chains is not None and bool(self._attended), later=self._later)
+
     def overheard(self) -> Wake | None:
         """A further look, when a pass has asked who wrote meanwhile: it may have undone only a part of that."""
         news, self._overheard = self._overheard, []
@@ -125,12 +129,17 @@ class Witness:
             touched=touched if whole else frozenset(),
             generation=news[-1].generation,
             who=_Names(news),
-            later=self._overhear,
+            later=self._later,
         )
 
-    def _overhear(self) -> tuple[Culprit, ...]:
+    def overhear(self) -> Wake | None:
+        """As `heard`, in the midst of a pass; `overheard` tells of it again when that is over."""
         if news := self._news():
             self._overheard.append(news)
+        return self._wake(time.monotonic(), [news]) if news else None
+
+    def _later(self) -> tuple[Culprit, ...]:
+        self.overhear()
         return _names(self._overheard)
 
     def _news(self) -> _News | None:
