@@ -184,7 +184,7 @@ class Reconciler:
         to go back to) each table is brought as far as it goes, and `reasons` tell the rest.
         """
         self._env = self.environment()
-        wanted = choose_backend(config, self._memory)
+        wanted = backends.choose(config.daemon.backend, self._memory.backend)
         require_tools(config.daemon.families, wanted)
         world = self._world
         if world is None or world.backend is not wanted or set(world.guards) != set(config.daemon.families):
@@ -444,11 +444,3 @@ class Reconciler:
             raise Refused(problems)
         self._memory.forget()
         return removed
-
-
-def choose_backend(config: Config, memory: Memory) -> Backend:
-    """The configured backend, else the neighbours', else the one used last, else the one of `iptables`."""
-    if config.daemon.backend:
-        return config.daemon.backend
-    shown = backends.evidence()
-    return shown[0] if shown else memory.backend or backends.of_tool()

@@ -28,7 +28,7 @@ from nodewalld.kernel.links import Links
 from nodewalld.kernel.sets import Sets
 from nodewalld.kernel.survey import survey as take_survey
 from nodewalld.memory import Memory
-from nodewalld.reconciler import Refused, choose_backend
+from nodewalld.reconciler import Refused
 from nodewalld.service.additions import AdditionStore
 from nodewalld.service.state import StateFolder
 from nodewalld.shielded import ShieldedReconciler
@@ -110,7 +110,7 @@ def plan(config_dir: Path, state_dir: Path) -> dict[str, list[dict[str, Any]]]:
     config = filled(config, without_ended(added.read(), added.clock()))
     changes: list[dict[str, Any]] = []
     chains: list[dict[str, Any]] = []
-    backend = choose_backend(config, memory)
+    backend = backends.choose(config.daemon.backend, memory.backend)
     prints = memory.prints(backend)
     for family, wanted in desired(config, environment()).items():
         changes.extend(_set_changes(wanted))
@@ -167,7 +167,7 @@ def _set_changes(wanted: Desired) -> Iterator[dict[str, Any]]:
 def show(config_dir: Path, state_dir: Path) -> list[dict[str, Any]]:
     """Our rules as the kernel holds them now, in packet order, with their counters."""
     config, memory = load(config_dir), Memory(StateFolder(state_dir))
-    backend = choose_backend(config, memory)
+    backend = backends.choose(config.daemon.backend, memory.backend)
     rows: list[dict[str, Any]] = []
     for family, wanted in desired(config, environment()).items():
         firewall = open_firewall(family, backend, state_dir)

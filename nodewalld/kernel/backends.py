@@ -51,6 +51,14 @@ def _looker(backend: Backend, stack: contextlib.ExitStack) -> Callable[[Family, 
     return asked
 
 
+def choose(configured: Backend | None, remembered: Backend | None) -> Backend:
+    """The configured backend, else the neighbours', else the one used last, else the one of `iptables`."""
+    if configured:
+        return configured
+    shown = evidence()
+    return shown[0] if shown else remembered or of_tool()
+
+
 def of_tool() -> Backend:
     """What the node's plain `iptables` writes to; raises FirewallError when there is none."""
     try:
