@@ -263,7 +263,6 @@ class Reconciler:
             work += [(guard, table, table in broken) for table in wanted]
         commits = 0
         for guard, table, was_broken in work:
-            self._meanwhile()
             try:
                 commits += guard.settle(table, everything=True).commits
             except FirewallError as error:

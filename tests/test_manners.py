@@ -25,9 +25,8 @@ from nodewalld.core.plan import Observed, TablePlan
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel.culprit import LINGER, outlast
-from nodewalld.kernel.firewall import NftFirewall
+from nodewalld.kernel.firewall import NftFirewall, open_firewall
 from nodewalld.kernel.nftables import NftablesReader
-from nodewalld.reconciler import open_firewall
 
 LONG = 60.0
 UNANCHORED = Position(Place.BETWEEN, (Anchor(AnchorKind.TARGET, "KUBE-FORWARD"),), ())

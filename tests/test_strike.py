@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kernel_ns import in_own_namespace
-from live import at_rest
+from live import at_rest, events
 from test_hot_repair import DISTURBANCES, JUMP, SEED_002, World, world
 from test_packets import EVERYTHING
 from test_plan import desired
@@ -166,6 +166,43 @@ def test_who_writes_after_every_repair_is_met_by_a_wait_and_not_by_strikes() -> 
             guard.settle(Table.FILTER)
         assert 3 <= struck <= 4
         assert guard.pacer.contests(time.monotonic())
+
+
+GATED = """#!/bin/sh
+number=$(ls {folder} | grep -c begun)
+: > {folder}/begun-$number
+while [ -e {folder}/shut ] && [ ! -e {folder}/go-$number ]; do sleep 0.01; done
+exec /usr/sbin/{name} "$@"
+"""
+
+
+def test_what_is_displaced_in_the_midst_of_a_pass_does_not_wait_for_its_end(laboratory: None) -> None:
+    """The pass: new addresses, which have a chain in mangle written anew, by one program for each family."""
+    with Node("nft") as node:
+        folder = node.directory / "gated"
+        folder.mkdir()
+        for name in ("iptables-nft-restore", "ip6tables-nft-restore"):
+            (folder / name).write_text(GATED.format(folder=folder, name=name))
+            (folder / name).chmod(0o755)
+        daemon = Daemon(node, EVERYTHING, env={"PATH": f"{folder}:{node.environment()['PATH']}"}).wait_ready()
+        at_rest(daemon)
+        for old in folder.glob("begun-*"):
+            old.unlink()
+        (folder / "shut").touch()
+        node.run("ip address add 10.77.0.1/24 dev eth0; ip address add fd77::1/64 dev eth0 nodad")
+        wait_for((folder / "begun-0").exists)
+        node.run("iptables -I FORWARD -p icmp -j ACCEPT")
+        before = time.monotonic()
+        time.sleep(0.2)
+        (folder / "go-0").touch()
+        wait_for((folder / "begun-1").exists)
+        first = node.run("iptables -S FORWARD").stdout.splitlines()[1]
+        assert "nodewalld:" in first
+        (folder / "shut").unlink()
+        at_rest(daemon)
+        (repair,) = [event for event in events(daemon, "repair") if event["chain"] == "FORWARD"]
+        assert repair["by"]["comm"] == "iptables"
+        assert repair["exposed_ms"] < (time.monotonic() - before) * 1000
 
 
 URGENT = """
