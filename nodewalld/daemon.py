@@ -200,7 +200,7 @@ class Daemon:
         sources = {key.fileobj for key, _ in ready}
         with self._heart.working():
             try:
-                wake = self._answer(sources, since)
+                wake = self._answer(since)
                 if wake is None and sources == {self._witness.events} and noticed < due:
                     return  # others' transactions that don't concern us: on a busy node they are most of what is heard
                 self._react(sources, since, wake)
@@ -211,10 +211,10 @@ class Daemon:
             self._after_pass()
             self._write_metrics(noticed)
 
-    def _answer(self, sources: set[Any], since: float) -> Wake | None:
+    def _answer(self, since: float) -> Wake | None:
         """Hear of transactions, and put right what one message can, before anything else."""
         try:
-            wake = self._witness.heard(since) if self._witness.events in sources else None
+            wake = self._witness.heard(since)
             if wake and self._ready:
                 self._reconciler.strike(wake)
             return wake
@@ -261,8 +261,6 @@ class Daemon:
             return
         if now >= due.relink:
             due.relink = float("inf")
-            # Foreign rules often come with links: who wrote them is asked first, and what is wrong told as of now.
-            self._reconciler.wake(self._witness.heard(self._turned) or self._witness.unheard(now))
             self._reconciler.relink()
         if now >= due.resync or now >= due.retry:
             due.resync, due.retry = now + self._governor.config.daemon.resync, float("inf")

@@ -49,7 +49,7 @@ class Settled:
     """How one table ended: what was wrong, when it was right again (monotonic seconds), how often we wrote.
 
     `since` is when it was first seen to be wrong, or could not be seen: an earlier try may have
-    failed, or been put off.
+    failed, or been put off. `struck`: a strike has put all of it right, and `since` is when that was told to.
     `restless`: others wrote as fast as we did, so it was right after each of our commits, but not at our last look.
     """
 
@@ -58,6 +58,7 @@ class Settled:
     done: float
     commits: int
     since: float
+    struck: bool = False
     restless: bool = False
 
 
@@ -224,9 +225,10 @@ class Guard:
         look_again = error.fleeting or table not in self.desired.tables
         state.fingerprint = _UNSEEN if look_again else self._fingerprint(table)
 
-    def strike(self, table: Table, chains: Collection[str], generation: int) -> None:
+    def strike(self, table: Table, chains: Collection[str], generation: int, noticed: float) -> None:
         """Put back at once what the transaction of this generation displaced in these chains, the only ones it touched.
 
+        `noticed` is the earliest that this can have been (monotonic seconds).
         The plan is the one that `settle` would make, of a table that was right before, and the commit names the
         generation. Where anything is out of the ordinary nothing is done: `settle` must be called in any case, which
         looks at everything and tells of this, too.
@@ -234,7 +236,6 @@ class Guard:
         state, desired = self._tables[table], self.desired.tables.get(table)
         if state.sound is None or state.strike or desired is None or not self._shallow[table].keys() >= set(chains):
             return
-        begun = self._clock()
         found = self.firewall.glance(table, chains, self._shallow[table])
         if found is None:
             return
@@ -250,7 +251,7 @@ class Guard:
         done = self._clock()
         for chain, takers in taken(planned.changes).items():
             self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
-        state.strike = _Strike(planned.changes, begun, done, generation + 1)
+        state.strike = _Strike(planned.changes, noticed, done, generation + 1)
 
     def preview(self, table: Table) -> tuple[TablePlan, Observed]:
         """What `settle` would do to a table, without doing it, and what it is planned from, foreign rules in full."""
@@ -301,7 +302,7 @@ class Guard:
                 state.fingerprint, state.plan = fingerprint, planned
                 state.sound = None if planned.unmet or planned.held or state.withheld else observed
                 state.wrong_since = since if state.withheld else None
-                return Settled(table, tuple(changes), done, commits, since)
+                return Settled(table, tuple(changes), done, commits, since, struck=struck is not None and commits == 1)
             if planned.bereft and not lingered:
                 lingered = True
                 linger()

@@ -81,7 +81,7 @@ class Reconciler:
         self._memory = Memory(state)
         self._keeper = SetKeeper(self._memory, clock)
         self._cutter = FlowCutter()
-        self.overhear: Callable[[], Wake | None] = lambda: None
+        self.overhear: Callable[[], Wake] = lambda: Wake(clock(), exact=False)
         """What tells, in the midst of a pass, of what has just been heard."""
         self.flows_cut = 0
         self.config: Config | None = None
@@ -327,14 +327,13 @@ class Reconciler:
             touched.setdefault((family, table), []).append(chain)
         for (family, table), chains in touched.items():
             if guard := self._guards.get(family):
-                guard.strike(table, chains, wake.generation)
+                guard.strike(table, chains, wake.generation, wake.noticed)
         if touched:
             wake.who()  # at once: who has written ends soon, and with it what /proc tells of its parents
 
     def _meanwhile(self) -> None:
         """A pass may take a tenth of a second: what can be put right by one message does not wait for its end."""
-        if wake := self.overhear():
-            self.strike(wake)
+        self.strike(self.overhear())
 
     def resync(self) -> tuple[Event, ...]:
         """The full check: sets, leftovers of ours, and everything that `wake` looks at."""
@@ -383,7 +382,8 @@ class Reconciler:
         decisions = {family: decide(self.config, family, now) for family in self._world.guards}
         if decisions != self._world.decisions:
             # A new link often comes with foreign rules: what these displaced is told before ours move.
-            self.wake(Wake(self._clock(), exact=False))
+            self.strike(heard := self.overhear())
+            self.wake(heard)
             self._move(self._world, decisions, strict=False)
             self._keeper.drop_all_but(self._world.sets)
 
@@ -393,8 +393,8 @@ class Reconciler:
         by = culprits[-1] if culprits else None
         for chain in dict.fromkeys(change.chain for change in settled.changes):
             guard.pacer.blame((settled.table, chain), culprits)
-        latency = (settled.done - wake.noticed) * 1000  # less than nothing: put right before, and only told of now
-        since = min(settled.since, wake.noticed if wake.exact else self._sound)
+        noticed = settled.since if settled.struck else wake.noticed
+        since = noticed if settled.struck else min(settled.since, noticed if wake.exact else self._sound)
         groups: dict[str, list[Change]] = {}
         own = guard.own_chains(settled.table)
         for change in settled.changes:
@@ -411,7 +411,7 @@ class Reconciler:
                 entries=tuple(dict.fromkeys(entry for change in changes for entry in change.entries)),
                 by=by,
                 exposed_ms=round((settled.done - since) * 1000, 3),
-                latency_ms=round(latency, 3) if wake.exact and latency >= 0 else None,
+                latency_ms=round((settled.done - noticed) * 1000, 3) if wake.exact else None,
             )
             for changes in groups.values()
         )

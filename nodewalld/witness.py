@@ -55,7 +55,8 @@ class Witness:
 
     def __init__(self, own_ports: Callable[[], frozenset[int]]) -> None:
         self._own_ports = own_ports
-        self._overheard: list[_News] = []
+        self._overheard: list[tuple[float, _News]] = []
+        self._listened = time.monotonic()  # when it was read last: what is heard later is not older
         self._chains: ChainEvents | None = None
         self._attended: Mapping[tuple[Family, str], Collection[str]] = {}
         self._early: frozenset[Touch] = frozenset()
@@ -98,14 +99,10 @@ class Witness:
         news = self._news()
         return self._wake(noticed, [news]) if news else None
 
-    def unheard(self, now: float) -> Wake:
-        """A look though nothing was heard: what it finds wrong is that for no longer than `now`, where all is heard."""
-        return Wake(now, exact=self._chains is not None and bool(self._attended), later=self._later)
-
     def overheard(self) -> Wake | None:
         """A further look, when a pass has asked who wrote meanwhile: it may have undone only a part of that."""
-        news, self._overheard = self._overheard, []
-        return self._wake(time.monotonic(), news) if news else None
+        overheard, self._overheard = self._overheard, []
+        return self._wake(overheard[0][0], [news for _, news in overheard]) if overheard else None
 
     def take_strangers(self) -> tuple[Culprit, ...] | None:
         """Who wrote elsewhere than in chains of ours since the last call; None when some of them are not known."""
@@ -132,18 +129,24 @@ class Witness:
             later=self._later,
         )
 
-    def overhear(self) -> Wake | None:
-        """As `heard`, in the midst of a pass; `overheard` tells of it again when that is over."""
+    def overhear(self) -> Wake:
+        """As `heard`, in the midst of a pass; `overheard` tells of it again when that is over.
+
+        Where nothing was heard, what stands wrong has done so for no longer than that, if all is heard.
+        """
+        since = self._listened
         if news := self._news():
-            self._overheard.append(news)
-        return self._wake(time.monotonic(), [news]) if news else None
+            self._overheard.append((since, news))
+            return self._wake(since, [news])
+        return Wake(self._listened, exact=self._chains is not None and bool(self._attended), later=self._later)
 
     def _later(self) -> tuple[Culprit, ...]:
         self.overhear()
-        return _names(self._overheard)
+        return _names(news for _, news in self._overheard)
 
     def _news(self) -> _News | None:
         """What has been heard since the last time; None when it does not concern us."""
+        self._listened = time.monotonic()
         heard = self.events.read() if self.events else None
         if heard is None or not (heard.events or heard.overflow):
             return None

@@ -62,7 +62,7 @@ class Kernel:
     def wake(self) -> None:
         """As the daemon does when it has heard of something, and when something is due."""
         if self.backend is Backend.NFT:
-            self.guard.strike(Table.FILTER, ["FORWARD"], self.guard.firewall.stamp())
+            self.guard.strike(Table.FILTER, ["FORWARD"], self.guard.firewall.stamp(), self.now)
         tables = dict.fromkeys([*self.guard.drifted(), *(self.guard.suspects() if self.now >= self.guard.due else ())])
         for table in tables:
             settled = self.guard.settle(table)

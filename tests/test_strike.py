@@ -49,7 +49,7 @@ def hearing(here: World) -> Iterator[Callable[[], int]]:
         assert wake is not None
         assert wake.touched
         before = guard.firewall.stamp()
-        guard.strike(Table.FILTER, [chain for _, _, chain in wake.touched], wake.generation)
+        guard.strike(Table.FILTER, [chain for _, _, chain in wake.touched], wake.generation, wake.noticed)
         return guard.firewall.stamp() - before
 
     witness.listen()
@@ -115,9 +115,9 @@ def test_what_it_can_not_be_sure_of_it_leaves_alone() -> None:
         here.run("{t} -I FORWARD -p icmp -j ACCEPT")
         generation = guard.firewall.stamp()
         here.run("{t} -t nat -N ELSEWHERE")
-        guard.strike(Table.FILTER, ["FORWARD"], generation)
+        guard.strike(Table.FILTER, ["FORWARD"], generation, 0.0)
         assert guard.firewall.stamp() == generation + 1
-        guard.strike(Table.FILTER, ["FORWARD"], generation + 1)
+        guard.strike(Table.FILTER, ["FORWARD"], generation + 1, 0.0)
         assert guard.firewall.stamp() == generation + 2
         # After a look that failed nothing is known of the table.
         guard.settle(Table.FILTER)
@@ -127,7 +127,7 @@ def test_what_it_can_not_be_sure_of_it_leaves_alone() -> None:
             guard.settle(Table.FILTER)
         here.fast.broken = False
         before = guard.firewall.stamp()
-        guard.strike(Table.FILTER, ["FORWARD"], before)
+        guard.strike(Table.FILTER, ["FORWARD"], before, 0.0)
         assert guard.firewall.stamp() == before
 
 
