@@ -191,7 +191,7 @@ class Daemon:
         # What is there already came at some time of the last turn's work: told from its beginning, no exposure is told
         # too short.
         since, ready = self._turned, self._selector.select(0)
-        if not ready:
+        if not ready and not self._witness.waiting:
             self._urgency.begin()
             with self._heart.sleeping(timeout):
                 ready = self._selector.select(timeout)
@@ -235,8 +235,6 @@ class Daemon:
         self._desk.work(self._obey)
         self._governor.follow_files()
         self._keep_time()
-        if (again := self._witness.overheard()) and self._ready:
-            self._surroundings.woken(again, self._reconciler.wake(again))
 
     def _drain_bell(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -94,15 +94,31 @@ class Witness:
             if socket:
                 socket.close()
 
-    def heard(self, noticed: float) -> Wake | None:
-        """What the transactions since the last turn have to do with us; None when nothing."""
-        news = self._news()
-        return self._wake(noticed, [news]) if news else None
+    @property
+    def waiting(self) -> bool:
+        """Whether a pass has overheard something that is to be looked at when it is over."""
+        return bool(self._overheard)
 
-    def overheard(self) -> Wake | None:
-        """A further look, when a pass has asked who wrote meanwhile: it may have undone only a part of that."""
-        overheard, self._overheard = self._overheard, []
-        return self._wake(overheard[0][0], [news for _, news in overheard]) if overheard else None
+    def heard(self, noticed: float) -> Wake | None:
+        """What the transactions since the last turn have to do with us; None when nothing.
+
+        `noticed` is the earliest that one of them can have ended, but for those that were overheard.
+        """
+        heard, self._overheard = self._overheard, []
+        if news := self._news():
+            heard.append((noticed, news))
+        return self._wake(heard[0][0], [news for _, news in heard]) if heard else None
+
+    def overhear(self) -> Wake:
+        """As `heard`, in the midst of a pass, which may be too early for that: so it will be heard of again.
+
+        Where nothing was heard, what stands wrong has done so for no longer than that, if all is heard.
+        """
+        since = self._listened
+        if news := self._news():
+            self._overheard.append((since, news))
+            return self._wake(since, [news])
+        return Wake(self._listened, exact=self._chains is not None and bool(self._attended), later=self._later)
 
     def take_strangers(self) -> tuple[Culprit, ...] | None:
         """Who wrote elsewhere than in chains of ours since the last call; None when some of them are not known."""
@@ -128,17 +144,6 @@ class Witness:
             who=_Names(news),
             later=self._later,
         )
-
-    def overhear(self) -> Wake:
-        """As `heard`, in the midst of a pass; `overheard` tells of it again when that is over.
-
-        Where nothing was heard, what stands wrong has done so for no longer than that, if all is heard.
-        """
-        since = self._listened
-        if news := self._news():
-            self._overheard.append((since, news))
-            return self._wake(since, [news])
-        return Wake(self._listened, exact=self._chains is not None and bool(self._attended), later=self._later)
 
     def _later(self) -> tuple[Culprit, ...]:
         self.overhear()
