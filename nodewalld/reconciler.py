@@ -76,6 +76,7 @@ class Reconciler:
         self._record = record
         self._clock = clock
         self._world: _World | None = None
+        self._opened: _World | None = None  # the last one; on the way to it, that is not the one in force yet
         self._env = Environment()
         self._sound = clock()
         self._memory = Memory(state)
@@ -116,8 +117,9 @@ class Reconciler:
 
     def take_own_ports(self) -> frozenset[int]:
         """Process ids (netlink port ids) of our own writers since the last call; later they may be another's."""
-        ports = frozenset(pid for guard in self._guards.values() for pid in guard.own_pids)
-        for guard in self._guards.values():
+        guards = {*self._guards.values(), *(self._opened.guards.values() if self._opened else ())}
+        ports = frozenset(pid for guard in guards for pid in guard.own_pids)
+        for guard in guards:
             guard.own_pids.clear()
         return ports
 
@@ -226,7 +228,8 @@ class Reconciler:
             guards[family] = kept or Guard(
                 self._firewall(family, backend), prints.get(family), self._clock, self._meanwhile
             )
-        return _World(backend, guards)
+        self._opened = _World(backend, guards)
+        return self._opened
 
     def _move(self, world: _World, decisions: Mapping[Family, Decisions], *, strict: bool) -> bool:
         """From what a world holds to what is decided, by way of both together."""
