@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 from weakref import WeakKeyDictionary
@@ -31,7 +30,6 @@ PATIENCE = 0.2
 """Seconds of silence until "timeout". Three packets are sent meanwhile, and the agent answers whatever the
 kernel delivered before it looks at the clock, so a busy machine does not turn "open" into "timeout"."""
 
-_AGENT = Path(__file__).resolve().with_name("agent.py")
 _ANSWER_TIME = 30.0
 
 
@@ -82,7 +80,7 @@ class _Agent:
 
     def __init__(self, node: Node) -> None:
         self._process = node.popen(
-            [node.python(), "-I", "-S", str(_AGENT), "serve"],
+            [node.python(), "-S", "-m", "lab.agent", "serve"],
             log="agent",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -386,7 +384,7 @@ class Flood:
     def start(self) -> Self:
         """Start; the first packet is on its way when this returns."""
         self._process = self._node.popen(
-            [self._node.python(), "-I", "-S", str(_AGENT), "flood", json.dumps(self._spec)],
+            [self._node.python(), "-S", "-m", "lab.agent", "flood", json.dumps(self._spec)],
             log="flood",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lab.agent import Namespaces
+from lab.agent.namespaces import Namespaces
 from lab.node import LabError, Node
 
 ICMP, IGMP, IPIP, TCP, UDP, GRE, ICMPV6, SCTP = 1, 2, 4, 6, 17, 47, 58, 132

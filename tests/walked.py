@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lab.agent import Namespaces, _internet_sum, _sctp_packet
+from lab.agent.headers import internet_sum, sctp_packet
+from lab.agent.namespaces import Namespaces
 from nodewalld.core.words import Family
 from nodewalld.kernel.node import gather
 from nodewalld.walk import ICMP, ICMPV6, SCTP, TCP, UDP, Outcome, Packet, Verdict, judge
@@ -54,7 +55,7 @@ class Sent:
         if six:
             return struct.pack(">IHBB", 6 << 28, len(content), p.protocol, 64) + source + destination + content
         head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(content), self.number & 0xFFFF, 0, 64, p.protocol, 0)
-        check = struct.pack(">H", 0xFFFF ^ _internet_sum(head + source + destination))
+        check = struct.pack(">H", 0xFFFF ^ internet_sum(head + source + destination))
         return head[:10] + check + source + destination + content
 
 
@@ -64,7 +65,7 @@ def _content(p: Packet, number: int, source: bytes, destination: bytes) -> bytes
     if p.protocol == SCTP:
         # An INIT, and the mark as a parameter that nobody knows.
         init = struct.pack(">IIHHI", 1 + number, 65536, 1, 1, 1) + struct.pack(">HH", 0xC001, 4 + len(mark)) + mark
-        return _sctp_packet(sport, dport, 0, 1, init)
+        return sctp_packet(sport, dport, 0, 1, init)
     pseudo = source + destination + struct.pack(">HH", 0, p.protocol)
     if p.protocol == TCP:
         plain = struct.pack(">HHIIBBHHH", sport, dport, number, 0, 5 << 4, 2, 4242, 0, 0) + mark
@@ -78,7 +79,7 @@ def _content(p: Packet, number: int, source: bytes, destination: bytes) -> bytes
     if pseudo:
         pseudo += struct.pack(">H", len(plain))
     odd = b"\0" * (len(plain) % 2)
-    check = 0xFFFF ^ _internet_sum(pseudo + plain + odd)
+    check = 0xFFFF ^ internet_sum(pseudo + plain + odd)
     return plain[:at] + struct.pack(">H", check or 0xFFFF) + plain[at + 2 :]
 
 
