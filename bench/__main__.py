@@ -11,7 +11,8 @@ from bench.report import Report
 from bench.results import SCALES
 from bench.rows import LONG, ROWS
 from bench.stage import Stage
-from lab.node import LabError, missing
+from lab.node import missing
+from lab.waiting import LabError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -10,7 +10,8 @@ from bench.crowd import sync
 from bench.figures import median
 from bench.results import Outcome, Scale, compared
 from bench.stage import Stage, configuration, inside, write
-from lab.node import LabError, Node
+from lab.node import Node
+from lab.waiting import LabError
 
 _INTERVAL = 1.0  # seconds between two displacements
 

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 
 from bench.results import Outcome, Result, Scale, compared
 from bench.stage import PORT, Stage, configuration, inside
-from lab.node import BEYOND, STRANGER, Node, kill_entered
-from lab.traffic import Flood
+from lab.flood import Flood
+from lab.layout import BEYOND, STRANGER
+from lab.node import Node
+from lab.processes import kill_entered
 
 Guard = Callable[[], AbstractContextManager[None]]
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from bench.figures import median
 from bench.results import Outcome, Result, Scale, compared
 from bench.stage import Stage, inside, resident_mib, write
-from lab.node import LabError, Node, inner_pid, kill_entered, wait_for
+from lab.node import Node
+from lab.processes import inner_pid, kill_entered
+from lab.waiting import LabError, wait_for
 
 _RULES, _SETS, _SET_SIZE = 100, 2, 1_000
 _PREPARE = Path(__file__).resolve().parent.parent / "tools" / "prepare-system"

@@ -12,7 +12,10 @@ from bench.figures import median
 from bench.results import Outcome, Result, Scale
 from bench.stage import Stage
 from lab.daemon import Daemon
-from lab.node import ALLOWED, BEYOND, LabError, Node, kill_entered
+from lab.layout import ALLOWED, BEYOND
+from lab.node import Node
+from lab.processes import kill_entered
+from lab.waiting import LabError
 from nodewalld.service import client
 
 _PORTS, _FIRST = 100, 20_000

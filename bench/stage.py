@@ -13,7 +13,8 @@ from typing import Any
 
 from bench.crowd import sync
 from lab.daemon import Daemon
-from lab.node import BackendName, LabError, Node
+from lab.node import BackendName, Node
+from lab.waiting import LabError
 from nodewalld.service import client
 
 PORT = 31002

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from demo.knocking import NotAsToldError
 from demo.page import Page, wants_colour, wrapped
 from demo.story import Story
-from lab.node import LabError, missing
+from lab.node import missing
+from lab.waiting import LabError
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141
 

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.daemon import Daemon
-from lab.node import NODE, STRANGER, LabError, Node, kill_entered, wait_for
-from lab.traffic import Flood, FloodReport
+from lab.flood import Flood, FloodReport
+from lab.layout import NODE, STRANGER
+from lab.node import Node
+from lab.processes import kill_entered
+from lab.waiting import LabError, wait_for
 
 Event = Mapping[str, Any]
 

@@ -12,7 +12,8 @@ from demo.knocking import RATE, Door, Event, Incident, NotAsToldError, Repairs, 
 from demo.machine import own_rules, traces
 from demo.page import BLOCK_WIDTH, Page
 from lab.daemon import Daemon
-from lab.node import ALLOWED, NODE, POD1, POD2, STRANGER, BackendName, Node
+from lab.layout import ALLOWED, NODE, POD1, POD2, STRANGER
+from lab.node import BackendName, Node
 from lab.traffic import Answer, connect, serve
 
 NODE_PORT = 31002

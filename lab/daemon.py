@@ -20,7 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lab.node import LabError, Node, inner_pid, kill_entered, wait_for
+from lab.node import Node
+from lab.processes import inner_pid, kill_entered
+from lab.waiting import LabError, wait_for
 
 _MARK = b"\0mark"
 _END = b"\0end"

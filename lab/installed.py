@@ -14,7 +14,9 @@ import subprocess
 import termios
 from collections.abc import Mapping
 
-from lab.node import LabError, Node, kill_entered, wait_for
+from lab.node import Node
+from lab.processes import kill_entered
+from lab.waiting import LabError, wait_for
 
 FOLDER = "/root/work"
 """Where commands are typed; `./nodewalld` there is a copy of the configuration."""

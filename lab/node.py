@@ -1,19 +1,12 @@
 """A throw-away node: mount, network, process, IPC and host name namespaces, dead with one SIGKILL.
 
-    stranger, allowed, cluster nodes, pods of other nodes (namespace "client")
-          | eth0 (or ens18 ...)
-        node  -- eth1 -- "beyond": a host that is reached through the node
-          | cni0, 10.42.0.1
-    "pod1", "pod2"
-
 The laws: nothing outlives `close()` or the process that built the node; nothing is visible outside (names of
 network namespaces, the xtables lock and the runtime folders lie on a private /run); no wait is unbounded.
-The addresses are those of the captured kube-proxy and Felix rulesets, so that these work as they are.
+The network around it is `lab.layout`'s.
 """
 
 import contextlib
 import os
-import re
 import select
 import shlex
 import shutil
@@ -21,86 +14,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, NamedTuple, Self, TypeVar
+from typing import IO, Literal, Self
 
-T = TypeVar("T")
+from lab.layout import FAMILIES, NAMESPACES, FamilyName, addresses, network
+from lab.processes import kill_entered, only_child
+from lab.saved import foreign, sets_of
+from lab.waiting import LabError, wait_for
+
 BackendName = Literal["nft", "legacy"]
-FamilyName = Literal["ipv4", "ipv6"]
-FAMILIES: tuple[FamilyName, ...] = ("ipv4", "ipv6")
-NAMESPACES = ("node", "client", "pod1", "pod2", "beyond")
-TABLES = ("raw", "mangle", "nat", "filter", "security")
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TOOLS = ("unshare", "nsenter", "ip", "iptables-nft", "iptables-legacy", "nft", "ipset", "conntrack")
-
-
-class LabError(Exception):
-    """The lab itself failed: a tool is missing, a command inside a node failed, a wait was in vain."""
-
-
-class Address(NamedTuple):
-    """One party's addresses in both families."""
-
-    ipv4: str
-    ipv6: str
-
-    def of(self, family: str) -> str:
-        """The address of that family ("ipv4" or "ipv6")."""
-        return self.ipv4 if family == "ipv4" else self.ipv6
-
-
-# The node itself; CLUSTER_ADDRESS is its second address, in the network of seed 002.
-NODE = Address("10.90.0.1", "fd90::1")
-CLUSTER_ADDRESS = Address("172.18.10.1", "fd00:18::1")
-PODS_GATEWAY = Address("10.42.0.1", "fd42::1")
-BEYOND_GATEWAY = Address("198.51.100.1", "2001:db8:b::1")
-LOOPBACK = Address("127.0.0.1", "::1")
-# Groups that the node answers without having them as an address. IPv4 has no anycast of its own: broadcast.
-MULTICAST = Address("224.0.0.1", "ff02::1")
-BROADCAST_OR_ANYCAST = Address("10.90.0.255", "fd90::")
-# Sources, all in namespace "client".
-STRANGER = Address("203.0.113.7", "2001:db8:c::7")
-STRANGER_2 = Address("203.0.113.8", "2001:db8:c::8")
-ALLOWED = Address("10.90.0.7", "fd90::7")
-ALLOWED_2 = Address("10.90.0.8", "fd90::8")
-CLUSTER_NODE = Address("172.18.10.2", "fd00:18::2")
-CLUSTER_NODE_2 = Address("172.18.10.3", "fd00:18::3")
-NEIGHBOUR = Address("172.18.10.9", "fd00:18:0:9::9")
-REMOTE_POD = Address("10.42.1.2", "fd42:0:0:1::2")
-# The others.
-POD1 = Address("10.42.0.2", "fd42::2")
-POD2 = Address("10.42.0.3", "fd42::3")
-BEYOND = Address("198.51.100.2", "2001:db8:b::2")
-# What the captured kube-proxy serves: default/kubernetes :443, shop/web :80, shop/relay :9000.
-KUBERNETES_SERVICE = Address("10.43.0.1", "fd43::1")
-WEB_SERVICE = Address("10.43.0.2", "fd43::2")
-RELAY_SERVICE = Address("10.43.0.3", "fd43::3")
-
-_ROUTER = Address("10.90.0.254", "fd90::fe")  # the node's default gateway, played by "client"
-
-
-def wait_for(predicate: Callable[[], T], *, timeout: float = 10.0, what: str = "") -> T:
-    """Wait until `predicate` returns something true, and return it; LabError after `timeout` seconds.
-
-    The pauses grow from 1 to 20 ms: quick conditions cost little time, slow ones little work.
-    """
-    end = time.monotonic() + timeout
-    pause = 0.001
-    while True:
-        last = predicate()
-        if last:
-            return last
-        if time.monotonic() >= end:
-            name = what or getattr(predicate, "__qualname__", repr(predicate))
-            raise LabError(f"waited {timeout:g} s in vain for {name}; last seen: {last!r}")
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.02)
 
 
 # Sysctls of every namespace of a node, for links that are there and links to come: no reverse path filter, no
@@ -165,67 +94,6 @@ exec cat > /dev/null
 """
 
 
-def _address(device: str, *addresses: str) -> list[str]:
-    return [
-        f"addr add {address} dev {device}" + (" nodad" if ":" in address else " brd +" * ("/24" in address))
-        for address in addresses
-    ]
-
-
-def _network(uplink: str, second: str, pod_links: Sequence[str]) -> dict[str, str]:
-    """The `ip -batch` input of every namespace."""
-    bridged = not pod_links
-    links = tuple(pod_links) or ("vethpod1", "vethpod2")
-    node = [f"netns add {name}" for name in NAMESPACES[1:]]
-    node += ["link set lo up"]
-    peers = ((uplink, "client"), (second, "beyond"), (links[0], "pod1"), (links[1], "pod2"))
-    # A veth whose two ends have the same number is taken for a real card, whose carrier the kernel reports up
-    # to a second late (linkwatch_urgent_event); the far ends are all number 2.
-    node += [
-        f"link add {link} index {number} type veth peer name eth0 netns {name}"
-        for number, (link, name) in enumerate(peers, start=10)
-    ]
-    if bridged:
-        node += ["link add cni0 type bridge mcast_snooping 0"]
-        node += [f"link set {link} master cni0" for link in links]
-        node += [f"link set {link} type bridge_slave hairpin on" for link in links]
-        node += [*_address("cni0", f"{PODS_GATEWAY.ipv4}/24", f"{PODS_GATEWAY.ipv6}/64"), "link set cni0 up"]
-    else:
-        for link in links:
-            node += _address(link, f"{PODS_GATEWAY.ipv4}/32", f"{PODS_GATEWAY.ipv6}/128")
-    node += _address(uplink, f"{NODE.ipv4}/24", f"{NODE.ipv6}/64")
-    node += _address(uplink, f"{CLUSTER_ADDRESS.ipv4}/24", f"{CLUSTER_ADDRESS.ipv6}/64")
-    node += _address(second, f"{BEYOND_GATEWAY.ipv4}/24", f"{BEYOND_GATEWAY.ipv6}/64")
-    node += [f"link set {link} up" for link, _ in peers]
-    if not bridged:
-        for link, pod in zip(links, (POD1, POD2), strict=True):
-            node += [f"route add {pod.ipv4} dev {link}", f"route add {pod.ipv6} dev {link}"]
-    node += [f"route add default via {_ROUTER.of(family)} dev {uplink}" for family in FAMILIES]
-    network = {"node": node}
-
-    client = _address("eth0", f"{_ROUTER.ipv4}/24", f"{_ROUTER.ipv6}/64")
-    for party in (ALLOWED, ALLOWED_2, CLUSTER_NODE, CLUSTER_NODE_2):
-        client += _address("eth0", f"{party.ipv4}/24", f"{party.ipv6}/64")
-    client += _address("eth0", f"{NEIGHBOUR.ipv4}/24", f"{NEIGHBOUR.ipv6}/128")
-    for party in (STRANGER, STRANGER_2, REMOTE_POD):
-        client += _address("eth0", f"{party.ipv4}/32", f"{party.ipv6}/128")
-    client += ["link set lo up", "link set eth0 up"]
-    client += [f"route add default via {NODE.of(family)} src {STRANGER.of(family)}" for family in FAMILIES]
-    network["client"] = client
-
-    for name, host, gateway in (
-        ("pod1", POD1, PODS_GATEWAY),
-        ("pod2", POD2, PODS_GATEWAY),
-        ("beyond", BEYOND, BEYOND_GATEWAY),
-    ):
-        one = name != "beyond" and not bridged
-        lines = _address("eth0", host.ipv4 + ("/32" if one else "/24"), host.ipv6 + ("/128" if one else "/64"))
-        lines += ["link set lo up", "link set eth0 up"]
-        lines += [f"route add default via {gateway.of(family)} dev eth0 onlink" for family in FAMILIES]
-        network[name] = lines
-    return {name: "\n".join(lines) + "\n" for name, lines in network.items()}
-
-
 def missing() -> list[str]:
     """What the lab needs and this machine lacks, in words for people; empty when all is there."""
     lacking = [f"program {tool}" for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
@@ -237,7 +105,7 @@ def missing() -> list[str]:
 
 
 class Node:
-    """A throw-away host with a network around it; see the module's text for its parts.
+    """A throw-away host with a network around it; see `lab.layout` for its parts.
 
     `uplink` names the interface towards the client, `second` the one towards "beyond". With `pod_links` the
     pods hang on point-to-point links of these two names, as Calico makes them, instead of on bridge cni0.
@@ -266,7 +134,7 @@ class Node:
         self._holder: subprocess.Popen[str] | None = None
         self._init = -1  # a descriptor of PID 1
         try:
-            self._start(_network(uplink, second, pod_links))
+            self._start(network(uplink, second, pod_links))
         except BaseException:
             self.close()
             raise
@@ -309,7 +177,7 @@ class Node:
         readable = ready is not None and select.select([ready], [], [], 20)[0]
         if ready is None or not readable or ready.readline() != "ready\n":
             raise LabError("the node did not start:\n" + self.logs["node"].read_text())
-        self.pid = _only_child(self._holder.pid)
+        self.pid = only_child(self._holder.pid)
         self._init = os.pidfd_open(self.pid)
 
     # --- commands ---------------------------------------------------------------------------------------
@@ -417,8 +285,8 @@ class Node:
         node=["172.17.0.1/16"], host=["172.17.0.2/16"])` makes Docker's captured rules work as they are.
         """
         near = [f"netns add {name}", f"link add {link} type veth peer name eth0 netns {name}"]
-        near += [*_address(link, *node), f"link set {link} up"]
-        far = [*_address("eth0", *host), "link set lo up", "link set eth0 up"]
+        near += [*addresses(link, *node), f"link set {link} up"]
+        far = [*addresses("eth0", *host), "link set lo up", "link set eth0 up"]
         for colon in (False, True):
             gateways = [address.split("/")[0] for address in node if (":" in address) is colon]
             far += [f"route add default via {gateway} dev eth0 onlink" for gateway in gateways[:1]]
@@ -562,83 +430,3 @@ def _tool(family: str) -> str:
 
 def _shown(argv: Sequence[str] | str) -> str:
     return argv if isinstance(argv, str) else shlex.join(str(part) for part in argv)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _only_child(pid: int) -> int:
-    return wait_for(lambda: _children(pid), what=f"a child of process {pid}")[0]
-
-
-def inner_pid(process: subprocess.Popen[str]) -> int:
-    """The pid, as this machine counts, of the program that `popen` started (its nsenter has forked it)."""
-
-    def found() -> int:
-        if process.poll() is not None:
-            raise LabError(f"the program has ended with {process.returncode}")
-        # nsenter forks only once it has entered: until then its child list is empty.
-        return (_children(process.pid) or [0])[0]
-
-    return wait_for(found, what=f"the program of nsenter {process.pid}")
-
-
-def kill_entered(process: subprocess.Popen[str], number: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal to the program that `popen` started, not to its nsenter; no error when it has ended."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError, LabError):
-            os.kill(inner_pid(process), number)
-            # nsenter stops when its program is stopped, and must go on to hear of its end.
-            if number is signal.SIGSTOP:
-                wait_for(lambda: _state(process.pid) == "T", what=f"nsenter {process.pid} to stop")
-            elif number in (signal.SIGCONT, signal.SIGKILL):
-                process.send_signal(signal.SIGCONT)
-
-
-def _state(pid: int) -> str:
-    """The state of a process as ps(1) names it."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-_SET = re.compile(r"--match-set (\S+) ((?:src|dst)(?:,(?:src|dst))*)")
-_SET_TYPES = {1: "hash:net", 2: "hash:net,port", 3: "hash:ip,port,net"}
-
-
-def sets_of(rules: str, family: str) -> str:
-    """`ipset restore` input that makes every set named by --match-set in the rules, empty."""
-    inet = "inet6" if family == "ipv6" else "inet"
-    found = {name: len(flags.split(",")) for name, flags in _SET.findall(rules)}
-    return "".join(f"create {name} {_SET_TYPES[size]} family {inet}\n" for name, size in found.items())
-
-
-_COUNTERS = re.compile(r"\[\d+:\d+\]\s*")
-_OURS = re.compile(r'--comment "?nodewalld:')
-
-
-def foreign(saved: str) -> str:
-    """What is foreign in the output of iptables-save: see `Node.snapshot`."""
-    tables: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in saved.splitlines():
-        if line.startswith("*"):
-            lines = tables.setdefault(line[1:], [])
-        elif line.startswith(":"):
-            if not line.startswith(":NODEWALL"):
-                lines.append(_COUNTERS.sub("", line).rstrip())
-        elif line.startswith(("-A", "[")):
-            rule = _COUNTERS.sub("", line, count=1)
-            if not rule.startswith("-A NODEWALL") and not _OURS.search(rule):
-                lines.append(rule)
-        elif "incompatible" in line:
-            tables.setdefault(line, []).append(line)
-    kept = {name: content for name, content in tables.items() if not all(map(_is_untouched_chain, content))}
-    order = sorted(kept, key=lambda name: (TABLES.index(name) if name in TABLES else len(TABLES), name))
-    return "".join(f"*{name}\n" + "".join(f"{line}\n" for line in kept[name]) for name in order)
-
-
-def _is_untouched_chain(line: str) -> bool:
-    return line.startswith(":") and line.endswith(" ACCEPT")

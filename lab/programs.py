@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from signal import SIGTERM, Signals
 
-from lab.node import LabError, Node, kill_entered, wait_for
+from lab.node import Node
+from lab.processes import kill_entered
+from lab.waiting import LabError, wait_for
 
 _PREPARE = Path(__file__).resolve().parent.parent / "tools/prepare-system"
 _LIMIT = 40.0

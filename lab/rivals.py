@@ -16,7 +16,8 @@ import select
 import subprocess
 from typing import NamedTuple
 
-from lab.node import LabError, Node
+from lab.node import Node
+from lab.waiting import LabError
 
 PODS = {"iptables": "10.42.0.0/16", "ip6tables": "fd42::/48"}
 POD1 = {"iptables": "10.42.0.2", "ip6tables": "fd42::2"}

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lab.agent.namespaces import Namespaces
-from lab.node import LabError, Node
+from lab.node import Node
+from lab.waiting import LabError
 
 ICMP, IGMP, IPIP, TCP, UDP, GRE, ICMPV6, SCTP = 1, 2, 4, 6, 17, 47, 58, 132
 

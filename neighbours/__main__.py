@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from lab.node import BackendName, LabError, missing
+from lab.node import BackendName, missing
+from lab.waiting import LabError
 from neighbours.actions import NEIGHBOURS
 from neighbours.actions.stage import Action, Neighbour, Stage
 from neighbours.measure import alone, configuration, guarded

@@ -14,9 +14,11 @@ from datetime import datetime
 from typing import Any
 
 from lab.daemon import Daemon
-from lab.node import STRANGER, BackendName, LabError
+from lab.flood import Flood, FloodReport
+from lab.layout import STRANGER
+from lab.node import BackendName
 from lab.rivals import PORTS
-from lab.traffic import Flood, FloodReport
+from lab.waiting import LabError
 from neighbours.actions.stage import SOURCE_PORT, Action, Stage
 from nodewalld.core.config import DaemonConfig
 from nodewalld.service import client

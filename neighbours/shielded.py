@@ -9,9 +9,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from lab.node import NODE, STRANGER, BackendName, LabError
+from lab.flood import Flood, FloodReport
+from lab.layout import NODE, STRANGER
+from lab.node import BackendName
 from lab.rivals import PORTS
-from lab.traffic import Flood, FloodReport
+from lab.waiting import LabError
 from neighbours.actions.stage import SOURCE_PORT, Action, Stage
 from neighbours.measure import ask, guarded, taken_out
 

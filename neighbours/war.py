@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName
+from lab.layout import FAMILIES
+from lab.node import BackendName
 from lab.rivals import Rival, Take
 from neighbours.actions.kubernetes import calico, felix
 from nodewalld.service import client

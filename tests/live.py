@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.daemon import Daemon
-from lab.node import FamilyName, LabError, Node, wait_for
+from lab.layout import FamilyName
+from lab.node import Node
+from lab.waiting import LabError, wait_for
 from nodewalld.service import client
 
 TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}

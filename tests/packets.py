@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Address, Node, wait_for
+from lab.layout import FAMILIES, Address
+from lab.node import Node
 from lab.traffic import Answer, Probe, Protocol, Target, Verdict, connect_all
+from lab.waiting import wait_for
 
 OPEN, REFUSED, TIMEOUT, FORBIDDEN = Verdict.OPEN, Verdict.REFUSED, Verdict.TIMEOUT, Verdict.FORBIDDEN
 SHUT = {"drop": TIMEOUT, "reject": REFUSED, "redirect": REFUSED}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from packets import dial
 
-from lab.node import (
+from lab.layout import (
     ALLOWED,
     BEYOND,
     CLUSTER_NODE,

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lab.node import ALLOWED, BEYOND, CLUSTER_NODE, NODE, POD1, POD2, RELAY_SERVICE, STRANGER, WEB_SERVICE, Address
+from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, NODE, POD1, POD2, RELAY_SERVICE, STRANGER, WEB_SERVICE, Address
 from nodewalld.configuration.load import load
 from nodewalld.core.config import Place
 from nodewalld.core.decide import decide

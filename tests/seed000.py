@@ -4,7 +4,8 @@ The NodePort is 31002 and the pod listens on 8200, as there; the addresses are t
 filled with rules of the same kind that don't match.
 """
 
-from lab.node import NODE, POD1, Node
+from lab.layout import NODE, POD1
+from lab.node import Node
 
 RAW = """*raw
 -A OUTPUT -p udp -m udp --dport 4789 -j CT --notrack

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from packets import add_capture, iptables
 
-from lab.node import FAMILIES, POD1, POD2, RELAY_SERVICE, WEB_SERVICE, Address, BackendName, Node
+from lab.layout import FAMILIES, POD1, POD2, RELAY_SERVICE, WEB_SERVICE, Address
+from lab.node import BackendName, Node
 from lab.traffic import serve, serve_cluster
 
 CAPTURES = Path(__file__).with_name("captures")

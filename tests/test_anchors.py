@@ -7,7 +7,9 @@ import pytest
 from live import TOOLS, ask, events, last_time, wait_events, wait_in_force
 
 from lab.daemon import Daemon
-from lab.node import BackendName, FamilyName, Node, wait_for
+from lab.layout import FamilyName
+from lab.node import BackendName, Node
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 

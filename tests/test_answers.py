@@ -16,7 +16,10 @@ from live import ours
 
 from lab.daemon import Daemon
 from lab.installed import Installed
-from lab.node import FAMILIES, Node, inner_pid, wait_for
+from lab.layout import FAMILIES
+from lab.node import Node
+from lab.processes import inner_pid
+from lab.waiting import wait_for
 from nodewalld.commands import ctl
 
 pytestmark = pytest.mark.kernel

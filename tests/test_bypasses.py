@@ -10,7 +10,8 @@ import pytest
 from live import ask, wait_in_force
 
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
+from lab.waiting import wait_for
 from nodewalld.core.bypasses import CALICO, CILIUM, BaseChain, Flowtable, Paths, Program, bypasses
 from nodewalld.core.lifelines import Jump
 from nodewalld.core.words import Backend, Family, Table

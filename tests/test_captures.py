@@ -12,7 +12,9 @@ import pytest
 from live import TOOLS, wait_in_force
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName, Node, sets_of
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
+from lab.saved import sets_of
 
 pytestmark = pytest.mark.kernel
 

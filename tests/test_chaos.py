@@ -27,9 +27,11 @@ import pytest
 from live import ask, asleep
 from neighbourhood import ATTACKS, Lines, filled, moves, persistent
 
-from lab import node as layout
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName, LabError, Node, wait_for
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
+from lab.saved import foreign
+from lab.waiting import LabError, wait_for
 from nodewalld.service.wire import Refused
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
@@ -293,7 +295,7 @@ class Chaos:
 
     def check(self) -> None:
         for family in FAMILIES:  # but for the jump that the configuration wants, and the chain that it makes for it
-            mine, other = (layout.foreign(_THE_JUMP.sub("", each.rules(family))) for each in (self.node, self.twin))
+            mine, other = (foreign(_THE_JUMP.sub("", each.rules(family))) for each in (self.node, self.twin))
             assert mine == other, family
         log = self.daemon.log_text()
         assert "Traceback" not in log

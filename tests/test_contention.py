@@ -14,7 +14,8 @@ from live import ask, events, our_rules, wait_events, wait_in_force
 from test_plan import desired
 
 from lab.daemon import Daemon
-from lab.node import BackendName, Node, wait_for
+from lab.node import BackendName, Node
+from lab.waiting import wait_for
 from nodewalld.core.config import Place, Position
 from nodewalld.core.desired import Desired
 from nodewalld.core.events import Reason

@@ -11,7 +11,9 @@ import pytest
 from live import TOOLS, ask, events, in_force, last_time, wait_events, wait_in_force
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Node, wait_for
+from lab.layout import FAMILIES
+from lab.node import Node
+from lab.waiting import wait_for
 from nodewalld.core.config import Sources
 from nodewalld.core.events import Event, Kind
 from nodewalld.core.summary import FIRST_FEW, QUIET, Summary

@@ -15,7 +15,8 @@ from packets import REFUSED, TIMEOUT, Guarded, dial, verdicts
 from pages import EXAMPLES, NODEWALLD, PAGE, PLACES, ROOT, SOURCES, Row, compared, section, sections
 from stacks import CONTAINER, build
 
-from lab.node import FAMILIES, NODE, STRANGER, BackendName, Node
+from lab.layout import FAMILIES, NODE, STRANGER
+from lab.node import BackendName, Node
 from lab.traffic import Connection, Verdict
 
 pytestmark = pytest.mark.kernel

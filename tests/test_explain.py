@@ -10,7 +10,8 @@ import pytest
 from rulesets import ours, restore_input, services
 from stacks import build
 
-from lab.node import FAMILIES, Node
+from lab.layout import FAMILIES
+from lab.node import Node
 from nodewalld.commands import ctl
 from nodewalld.core.words import Family
 

@@ -14,7 +14,8 @@ from stacks import build, restore
 from worlds import CAPTURES, NODE6, number, routes, world
 
 from lab.daemon import Daemon
-from lab.node import ALLOWED, BEYOND, BEYOND_GATEWAY, FAMILIES, STRANGER, Address, BackendName, Node
+from lab.layout import ALLOWED, BEYOND, BEYOND_GATEWAY, FAMILIES, STRANGER, Address
+from lab.node import BackendName, Node
 from lab.traffic import Probe, Verdict, connect_all
 from nodewalld.commands.exposures import as_json, tell
 from nodewalld.commands.render import Paint

@@ -16,7 +16,8 @@ from live import TOOLS, WriteLog, at_rest, events, our_rules, wait_events, wait_
 from test_plan import SEED_002, desired
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, FamilyName, Node
+from lab.layout import FAMILIES, FamilyName
+from lab.node import Node
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import Desired, DesiredTable, Placement
 from nodewalld.core.plan import Observed, TablePlan

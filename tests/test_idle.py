@@ -8,7 +8,8 @@ import pytest
 from live import TOOLS, WriteLog, ask, at_rest, events
 
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Node
+from lab.layout import FAMILIES
+from lab.node import Node
 from nodewalld.configuration.load import recall
 from nodewalld.core.config import Sources
 from nodewalld.core.ruletext import Rule, join

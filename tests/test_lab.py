@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import FAMILIES, LabError, Node, foreign, sets_of, wait_for
+from lab.flood import Flood
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
+from lab.saved import foreign, sets_of
 from lab.traffic import (
     Connection,
-    Flood,
     Probe,
     Protocol,
     Verdict,
@@ -26,6 +28,7 @@ from lab.traffic import (
     serve_cluster,
     unserve,
 )
+from lab.waiting import LabError, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -319,7 +322,7 @@ def test_a_capture_is_in_force_as_it_was_saved(node: Node, captures: Path, captu
 
 
 def test_felix_and_its_workloads_work_on_point_to_point_links(
-    laboratory: None, backend: layout.BackendName, captures: Path, family: str
+    laboratory: None, backend: BackendName, captures: Path, family: str
 ) -> None:
     with Node(backend, pod_links=("caliabc00000000", "caliabc00001eef")) as node:
         node.load(captures / "kp126+felix3264-insert-{backend}-3svc")
@@ -338,7 +341,7 @@ def test_dockers_published_port_works_with_an_attached_container(node: Node, cap
     assert (answer.server, answer.port, answer.peer) == ("web", 80, layout.STRANGER.ipv4)
 
 
-def test_the_uplink_has_the_name_that_was_asked_for(laboratory: None, backend: layout.BackendName) -> None:
+def test_the_uplink_has_the_name_that_was_asked_for(laboratory: None, backend: BackendName) -> None:
     with Node(backend, uplink="ens18") as node:
         serve(node, "pod1", tcp=[8080])
         node.run("ipset create cluster_nodes iphash; ipset add cluster_nodes 172.18.10.2")

@@ -24,10 +24,15 @@ from live import (
     wait_in_force,
 )
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName, FamilyName, Node, kill_entered, wait_for
-from lab.traffic import Connection, Flood, FloodReport, Probe, connect, connect_all, serve, serve_cluster
+from lab.flood import Flood, FloodReport
+from lab.layout import FAMILIES, FamilyName
+from lab.node import BackendName, Node
+from lab.processes import kill_entered
+from lab.saved import TABLES
+from lab.traffic import Connection, Probe, connect, connect_all, serve, serve_cluster
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -625,7 +630,7 @@ def test_remove_does_not_claim_what_it_could_not_do(laboratory: None) -> None:
 
 def ours_in(node: Node, family: str) -> list[str]:
     """What nft shows of ours in one family, also where iptables-save shows nothing."""
-    listed = "".join(node.run(f"nft list table {family} {table}", check=False).stdout for table in layout.TABLES)
+    listed = "".join(node.run(f"nft list table {family} {table}", check=False).stdout for table in TABLES)
     return [line for line in listed.splitlines() if "NODEWALL" in line]
 
 

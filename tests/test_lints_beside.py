@@ -10,7 +10,8 @@ from packets import OPEN, REFUSED, TIMEOUT, Guarded, both, dial, expect
 from stacks import build
 
 from lab.daemon import Daemon
-from lab.node import BEYOND, FAMILIES, NODE, STRANGER, BackendName, Node
+from lab.layout import BEYOND, FAMILIES, NODE, STRANGER
+from lab.node import BackendName, Node
 from lab.traffic import serve
 from nodewalld.core.lints import NOTES
 

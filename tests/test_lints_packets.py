@@ -8,7 +8,8 @@ from typing import NamedTuple, cast
 import pytest
 from packets import OPEN, TIMEOUT, Guarded, both, dial, expect
 
-from lab.node import ALLOWED, BEYOND, CLUSTER_NODE, FAMILIES, NODE, STRANGER, Address, BackendName, Node
+from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, FAMILIES, NODE, STRANGER, Address
+from lab.node import BackendName, Node
 from lab.traffic import Verdict, serve_cluster
 from nodewalld.core.lints import NOTES
 

@@ -14,10 +14,11 @@ from live import at_rest, disturb
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
 from lab.traffic import Probe, connect_all
+from lab.waiting import wait_for
 from nodewalld.core.events import ConfigStatus, Count, Culprit, Event, Kind, Neighbour, Reason, State, Status
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.service.metrics import WRITE_EVERY, Metrics, Snapshot

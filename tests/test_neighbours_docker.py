@@ -8,18 +8,10 @@ from packets import OPEN, REFUSED, TIMEOUT, Guarded, dial, dial_from, expect
 from test_packets_neighbours import NODE_TO_PODS, PODS_TO_NODE, SEED_002
 
 from lab import programs
-from lab.node import (
-    CLUSTER_NODE_2,
-    FAMILIES,
-    NEIGHBOUR,
-    NODE,
-    POD1,
-    STRANGER,
-    BackendName,
-    Node,
-    wait_for,
-)
+from lab.layout import CLUSTER_NODE_2, FAMILIES, NEIGHBOUR, NODE, POD1, STRANGER
+from lab.node import BackendName, Node
 from lab.traffic import Probe, Verdict, serve, serve_cluster
+from lab.waiting import wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.neighbours]
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.node import FAMILIES, BackendName, Node, wait_for
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
 from lab.rivals import Rival
+from lab.waiting import wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.neighbours]
 

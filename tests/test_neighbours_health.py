@@ -15,7 +15,8 @@ from live import NEIGHBOUR, ask, disturb, events
 from packets import add_capture
 
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
+from lab.waiting import wait_for
 
 CAPTURES = Path(__file__).with_name("captures")
 

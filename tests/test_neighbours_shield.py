@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lab.node import BackendName, LabError
+from lab.node import BackendName
+from lab.waiting import LabError
 from neighbours.actions import NEIGHBOURS
 from neighbours.measure import PLACES, Run
 from neighbours.report import BEGIN_SHIELD, END, HEAD, HEAD_SHIELD, Row, keep, shield_table

@@ -22,7 +22,7 @@ from packets import (
     iptables,
 )
 
-from lab.node import (
+from lab.layout import (
     ALLOWED,
     ALLOWED_2,
     BEYOND,
@@ -36,9 +36,8 @@ from lab.node import (
     STRANGER,
     STRANGER_2,
     Address,
-    BackendName,
-    Node,
 )
+from lab.node import BackendName, Node
 from lab.traffic import Connection, Probe, Protocol, Verdict, serve, serve_cluster
 
 pytestmark = pytest.mark.kernel

@@ -14,7 +14,8 @@ from typing import cast
 import pytest
 from packets import OPEN, Guarded, both, dial, expect
 
-from lab.node import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, Address, BackendName, FamilyName, Node
+from lab.layout import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, Address, FamilyName
+from lab.node import BackendName, Node
 from lab.traffic import Protocol, connect_all, serve
 from lab.wire import ICMP, ICMPV6, TCP, UDP, Exchange, Packet, exchange
 

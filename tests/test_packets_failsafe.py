@@ -6,7 +6,8 @@ from typing import cast
 import pytest
 from packets import OPEN, SHUT, TIMEOUT, Guarded, both, dial, expect, iptables
 
-from lab.node import ALLOWED, ALLOWED_2, BEYOND, FAMILIES, NODE, POD1, STRANGER, BackendName, FamilyName, Node
+from lab.layout import ALLOWED, ALLOWED_2, BEYOND, FAMILIES, NODE, POD1, STRANGER, FamilyName
+from lab.node import BackendName, Node
 from lab.traffic import serve
 
 pytestmark = pytest.mark.kernel

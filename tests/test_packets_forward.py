@@ -21,18 +21,8 @@ from packets import (
     verdicts,
 )
 
-from lab.node import (
-    ALLOWED,
-    BEYOND,
-    CLUSTER_NODE,
-    FAMILIES,
-    NODE,
-    POD1,
-    STRANGER,
-    STRANGER_2,
-    BackendName,
-    Node,
-)
+from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, FAMILIES, NODE, POD1, STRANGER, STRANGER_2
+from lab.node import BackendName, Node
 from lab.traffic import Connection, Probe, Verdict, notrack, serve
 
 pytestmark = pytest.mark.kernel

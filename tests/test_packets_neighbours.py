@@ -22,7 +22,7 @@ from packets import (
     verdicts,
 )
 
-from lab.node import (
+from lab.layout import (
     ALLOWED,
     BEYOND,
     BROADCAST_OR_ANYCAST,
@@ -38,11 +38,10 @@ from lab.node import (
     REMOTE_POD,
     STRANGER,
     Address,
-    BackendName,
-    Node,
-    wait_for,
 )
+from lab.node import BackendName, Node
 from lab.traffic import Probe, Verdict, notrack, serve, serve_cluster
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 

@@ -22,7 +22,7 @@ from test_packets import EVERYTHING, EXTERNAL, matrix
 from test_random_configurations import written
 
 from lab.daemon import Daemon
-from lab.node import (
+from lab.layout import (
     ALLOWED,
     ALLOWED_2,
     BEYOND,
@@ -37,9 +37,8 @@ from lab.node import (
     REMOTE_POD,
     STRANGER,
     STRANGER_2,
-    BackendName,
-    Node,
 )
+from lab.node import BackendName, Node
 from lab.traffic import Probe, Protocol, Verdict, serve, serve_cluster
 
 pytestmark = pytest.mark.kernel

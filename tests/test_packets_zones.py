@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 from packets import OPEN, REFUSED, SHUT, TIMEOUT, Guarded, add_capture, both, dial, dial_from, expect, iptables
 
-from lab.node import (
+from lab.layout import (
     ALLOWED,
     ALLOWED_2,
     CLUSTER_NODE,
@@ -21,10 +21,9 @@ from lab.node import (
     STRANGER,
     WEB_SERVICE,
     Address,
-    BackendName,
     FamilyName,
-    Node,
 )
+from lab.node import BackendName, Node
 from lab.traffic import Probe, Protocol, Verdict, notrack, serve, serve_cluster
 from lab.wire import GRE, ICMP, ICMPV6, IGMP, IPIP, UDP, Packet, exchange, icmp
 from nodewalld.configuration.services import BUILT_IN

@@ -18,7 +18,8 @@ from live import ask
 from test_specs import TEXTS
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Node
+from lab.layout import FAMILIES
+from lab.node import Node
 from nodewalld.commands.offline import desired
 from nodewalld.configuration.errors import ConfigError
 from nodewalld.configuration.load import load

@@ -26,9 +26,11 @@ from live import (
     wait_in_force,
 )
 
-from lab import node as layout
 from lab.daemon import Daemon
-from lab.node import FAMILIES, BackendName, FamilyName, Node, wait_for
+from lab.layout import FAMILIES, FamilyName
+from lab.node import BackendName, Node
+from lab.saved import TABLES, foreign
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -133,7 +135,7 @@ class Pair:
     @staticmethod
     def foreign(node: Node) -> str:
         """The foreign rules without the jump that the configuration wants, and the chain that it makes for it."""
-        return "".join(layout.foreign(_THE_JUMP.sub("", node.rules(family))) for family in FAMILIES)
+        return "".join(foreign(_THE_JUMP.sub("", node.rules(family))) for family in FAMILIES)
 
     def disturb(self, commands: list[str]) -> Did:
         self.told = last_time(self.daemon)
@@ -182,7 +184,7 @@ class Case:
 
 MANGLE, FORWARD = ("mangle", "PREROUTING"), ("filter", "FORWARD")
 GATE = "NODEWALL-gate-PREROUTING"
-_ALL = " ".join(layout.TABLES)
+_ALL = " ".join(TABLES)
 # Chain by chain: a plain -X deletes all or none, and fails while the guard has put back one that is in use.
 _DELETE_CHAINS = (
     "sh -c 'for t in "
@@ -201,7 +203,7 @@ CASES = {
     ),
     "flush and deletion of all chains": Case(
         (
-            *(f"{{tool}} -w -t {table} -F" for table in layout.TABLES),
+            *(f"{{tool}} -w -t {table} -F" for table in TABLES),
             _DELETE_CHAINS,
         ),
         {MANGLE: {"flushed"}, FORWARD: {"flushed"}, ("nat", "PREROUTING"): {"flushed"}},
@@ -382,7 +384,7 @@ def test_a_disturbance_while_the_daemon_stands_still_is_repaired_when_it_goes_on
     tool = TOOLS[family]
     at_rest(fresh.daemon)
     fresh.daemon.signal(signal.SIGSTOP)
-    for table in layout.TABLES:
+    for table in TABLES:
         fresh.node.run(f"{tool} -w -t {table} -F; {tool} -w -t {table} -X")
         fresh.node.run(f"{tool} -w -t {table} -A OUTPUT -p tcp --dport 9 -j ACCEPT")
     before = fresh.foreign(fresh.node)

@@ -15,8 +15,11 @@ from live import ask, events, last_time, ours, wait_events
 from packets import Guarded, both, dial, verdicts
 
 from lab.daemon import Daemon
-from lab.node import ALLOWED, BEYOND, FAMILIES, NODE, STRANGER, STRANGER_2, Node, wait_for
-from lab.traffic import Connection, Flood, Verdict, serve
+from lab.flood import Flood
+from lab.layout import ALLOWED, BEYOND, FAMILIES, NODE, STRANGER, STRANGER_2
+from lab.node import Node
+from lab.traffic import Connection, Verdict, serve
+from lab.waiting import wait_for
 from nodewalld.service import client
 from nodewalld.service.wire import Refused
 

@@ -11,8 +11,12 @@ from packets import OPEN, REFUSED, TIMEOUT, answer_to, dial, verdicts
 from shields import PLAIN, raise_alone, stands, take_out
 
 from lab.daemon import Daemon
-from lab.node import FAMILIES, NODE, STRANGER, STRANGER_2, Node, kill_entered, wait_for
-from lab.traffic import Flood, serve
+from lab.flood import Flood
+from lab.layout import FAMILIES, NODE, STRANGER, STRANGER_2
+from lab.node import Node
+from lab.processes import kill_entered
+from lab.traffic import serve
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 

@@ -14,8 +14,9 @@ from live import TOOLS, ask, wait_in_force
 from shields import leave_another_shape, stands
 
 from lab.daemon import Daemon
-from lab.node import BEYOND, FAMILIES, NODE, STRANGER, Address, FamilyName, Node
-from lab.traffic import Flood, FloodReport
+from lab.flood import Flood, FloodReport
+from lab.layout import BEYOND, FAMILIES, NODE, STRANGER, Address, FamilyName
+from lab.node import Node
 
 pytestmark = pytest.mark.kernel
 

@@ -7,7 +7,8 @@ import pytest
 from shields import each_way
 
 from lab.daemon import Daemon
-from lab.node import BEYOND, NODE, STRANGER, Node
+from lab.layout import BEYOND, NODE, STRANGER
+from lab.node import Node
 
 pytestmark = pytest.mark.kernel
 

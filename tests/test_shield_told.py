@@ -9,7 +9,8 @@ from packets import REFUSED, TIMEOUT, dial, verdicts
 from test_trace import Trace
 
 from lab.daemon import Daemon
-from lab.node import BEYOND, NODE, STRANGER, STRANGER_2, FamilyName, Node
+from lab.layout import BEYOND, NODE, STRANGER, STRANGER_2, FamilyName
+from lab.node import Node
 from lab.traffic import Probe, serve
 
 pytestmark = pytest.mark.kernel

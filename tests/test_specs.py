@@ -13,10 +13,12 @@ from typing import NamedTuple
 import pytest
 from live import TOOLS, WriteLog, ask, events, generation, in_force
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import FAMILIES, Node, wait_for
+from lab.layout import FAMILIES
+from lab.node import Node
 from lab.traffic import Probe, connect_all
+from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 

@@ -19,7 +19,8 @@ from test_packets import EVERYTHING
 from test_plan import desired
 
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
+from lab.waiting import wait_for
 from nodewalld.core.config import Place, Position
 from nodewalld.core.desired import DesiredTable
 from nodewalld.core.events import Reason

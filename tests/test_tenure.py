@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import Node, wait_for
+from lab.node import Node
 from lab.traffic import Probe, Verdict, connect_all, serve_cluster
+from lab.waiting import wait_for
 from nodewalld.commands.daemon import REFUSED
 from nodewalld.core.config import Sources
 from nodewalld.core.lockout import Connection, parse_connection

@@ -17,20 +17,11 @@ from live import asleep, events, ours, wait_in_force
 from packets import add_capture, dial
 
 from lab.daemon import Daemon
-from lab.node import (
-    ALLOWED,
-    FAMILIES,
-    NODE,
-    POD1,
-    STRANGER,
-    BackendName,
-    LabError,
-    Node,
-    inner_pid,
-    kill_entered,
-    wait_for,
-)
+from lab.layout import ALLOWED, FAMILIES, NODE, POD1, STRANGER
+from lab.node import BackendName, Node
+from lab.processes import inner_pid, kill_entered
 from lab.traffic import Probe, connect_all, serve, serve_cluster
+from lab.waiting import LabError, wait_for
 from nodewalld.commands import ctl
 from nodewalld.commands.trace import EXAMPLES
 from nodewalld.core.tracing.traffic import RATE, Traffic

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from rulesets import Noise, configuration, nft_table, ours, packets, restore_input, sets
 
-from lab.node import FAMILIES, TABLES, BackendName, Node, wait_for
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
+from lab.saved import TABLES
+from lab.waiting import wait_for
 from nodewalld.core.words import Family
 
 pytestmark = pytest.mark.kernel

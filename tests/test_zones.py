@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab import node as layout
+from lab import layout
 from lab.daemon import Daemon
-from lab.node import BackendName, FamilyName, Node
+from lab.layout import FamilyName
+from lab.node import BackendName, Node
 from lab.traffic import Connection, Probe, Verdict, connect, connect_all, serve, serve_cluster
 
 pytestmark = pytest.mark.kernel

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from lab import programs
-from lab.node import Address, BackendName, Node
+from lab.layout import Address
+from lab.node import BackendName, Node
 from lab.rivals import Rival
 from neighbours.actions.stage import Action, Neighbour, Stage, did, started
 

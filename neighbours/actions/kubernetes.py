@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lab.node import NODE, BackendName, Node
+from lab.layout import NODE
+from lab.node import BackendName, Node
 from lab.rivals import Rival
 from neighbours.actions.stage import Action, Deed, Neighbour, Stage, clear, did, started, without
 

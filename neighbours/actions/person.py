@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from lab.node import FAMILIES, TABLES, BackendName, Node
+from lab.layout import FAMILIES
+from lab.node import BackendName, Node
+from lab.saved import TABLES
 from neighbours.actions.stage import Action, Neighbour, Stage, clear
 
 

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lab.node import NODE, POD1, STRANGER, TABLES, BackendName, Node
+from lab.layout import NODE, POD1, STRANGER
+from lab.node import BackendName, Node
 from lab.rivals import PORTS, Rival
+from lab.saved import TABLES
 
 SOURCE_PORT = 40001
 _ANSWERED = "-u SEEN_REPLY,ASSURED -t 600"
