@@ -26,10 +26,11 @@ from lab.saved import foreign, sets_of
 from lab.waiting import LabError, wait_for
 
 BackendName = Literal["nft", "legacy"]
+TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_TOOLS = ("unshare", "nsenter", "ip", "iptables-nft", "iptables-legacy", "nft", "ipset", "conntrack")
+_NEEDED = ("unshare", "nsenter", "ip", "iptables-nft", "iptables-legacy", "nft", "ipset", "conntrack")
 
 
 # Sysctls of every namespace of a node, for links that are there and links to come: no reverse path filter, no
@@ -96,7 +97,7 @@ exec cat > /dev/null
 
 def missing() -> list[str]:
     """What the lab needs and this machine lacks, in words for people; empty when all is there."""
-    lacking = [f"program {tool}" for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
+    lacking = [f"program {tool}" for tool in _NEEDED if shutil.which(tool, path=_PATH) is None]
     if os.geteuid() != 0:
         lacking.insert(0, "root")
     if not Path("/etc/alternatives/iptables").is_symlink():
@@ -331,18 +332,18 @@ class Node:
             text = file.read_text()
             if sets := sets_of(text, family):
                 self.run(["ipset", "restore", "-exist"], stdin=sets)
-            command = [f"{_tool(family)}-{chosen}-restore", "-w", "30"]
+            command = [f"{TOOLS[family]}-{chosen}-restore", "-w", "30"]
             result = self.run(command, stdin=text, check=False)
             if result.returncode:
                 raise LabError(f"{file.name} was not taken by {command[0]}:\n{result.stderr}")
 
     def rules(self, family: str = "ipv4", *, backend: BackendName | None = None) -> str:
         """What iptables-save (or ip6tables-save) of the backend prints, without counters."""
-        return self.run([f"{_tool(family)}-{backend or self.backend}-save"]).stdout
+        return self.run([f"{TOOLS[family]}-{backend or self.backend}-save"]).stdout
 
     def chain(self, table: str, chain: str, family: str = "ipv4", *, backend: BackendName | None = None) -> list[str]:
         """The rulespecs of one chain in order, without "-A CHAIN"; empty where there is no such chain."""
-        command = [f"{_tool(family)}-{backend or self.backend}", "-w", "-t", table, "-S", chain]
+        command = [f"{TOOLS[family]}-{backend or self.backend}", "-w", "-t", table, "-S", chain]
         prefix = f"-A {chain} "
         lines = self.run(command, check=False).stdout.splitlines()
         return [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
@@ -422,10 +423,6 @@ def _removed(folder: Path) -> bool:
     with contextlib.suppress(OSError):
         folder.rmdir()
     return not folder.exists()
-
-
-def _tool(family: str) -> str:
-    return "iptables" if family == "ipv4" else "ip6tables"
 
 
 def _shown(argv: Sequence[str] | str) -> str:

@@ -4,12 +4,15 @@ import json
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
+from captured import CAPTURES
+from packets import Guarded
 
+from lab.layout import FAMILIES, FamilyName
 from lab.node import BackendName, Node, missing
 
-CAPTURES = Path(__file__).resolve().parent / "captures"
 _LOG_LINES = 60
 _SYSCTLS = (
     "net/ipv4/ip_forward",
@@ -95,10 +98,16 @@ def captures() -> Path:
     return CAPTURES
 
 
-@pytest.fixture(params=["nft", "legacy"])
+@pytest.fixture(scope="module", params=["nft", "legacy"])
 def backend(request: pytest.FixtureRequest) -> BackendName:
-    """Each backend in turn."""
-    return "nft" if request.param == "nft" else "legacy"
+    """Each backend in turn; of the whole module, so that a node can be."""
+    return cast("BackendName", request.param)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> FamilyName:
+    """Each family in turn."""
+    return cast("FamilyName", request.param)
 
 
 @pytest.fixture
@@ -106,6 +115,12 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     """A throw-away node with empty tables, once with each backend."""
     with Node(backend) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def guarded(node: Node) -> Guarded:
+    """The daemon of a module whose node serves all of its tests."""
+    return Guarded(node)
 
 
 @pytest.fixture

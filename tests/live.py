@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from lab.daemon import Daemon
 from lab.layout import FamilyName
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.waiting import LabError, wait_for
 from nodewalld.service import client
 
-TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 NEIGHBOUR = "neighbour"
 
 

@@ -8,11 +8,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from lab.daemon import Daemon
 from lab.layout import FAMILIES, Address
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.traffic import Answer, Probe, Protocol, Target, Verdict, connect_all
 from lab.waiting import wait_for
 
@@ -80,8 +79,7 @@ def both(*addresses: Address) -> str:
 
 def iptables(node: Node, family: str, *rules: str) -> None:
     """Run iptables or ip6tables of the node's backend once for each rule, as a neighbour would."""
-    tool = "iptables" if family == "ipv4" else "ip6tables"
-    node.run(" && ".join(f"{tool} -w {rule}" for rule in rules))
+    node.run(" && ".join(f"{TOOLS[family]} -w {rule}" for rule in rules))
 
 
 def dial(source: Address | None, family: str, to: Address | str, port: int, protocol: Protocol = "tcp") -> Probe:
@@ -127,10 +125,3 @@ def slot(rules: list[str], text: str) -> int:
     found = [number for number, rule in enumerate(rules) if text in rule]
     assert len(found) == 1, f"{text!r} stands at {found} in {rules}"
     return found[0]
-
-
-def add_capture(node: Node, stem: str) -> None:
-    """Put a captured ruleset in force beside what is there already, as its program would."""
-    for file in sorted((Path(__file__).with_name("captures")).glob(stem.format(backend=node.backend) + ".v[46].*")):
-        tool = "ip6tables" if ".v6." in file.name else "iptables"
-        node.run([f"{tool}-{node.backend}-restore", "--noflush"], stdin=file.read_text())

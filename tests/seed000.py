@@ -5,7 +5,7 @@ filled with rules of the same kind that don't match.
 """
 
 from lab.layout import NODE, POD1
-from lab.node import Node
+from lab.node import TOOLS, Node
 
 RAW = """*raw
 -A OUTPUT -p udp -m udp --dport 4789 -j CT --notrack
@@ -60,8 +60,7 @@ def put(node: Node, family: str = "ipv4") -> None:
     )
     pods, to = ("10.42.0.0/16", pod) if family == "ipv4" else ("fd42::/48", f"[{pod}]")
     nat = NAT.format(services=services, nodeports=nodeports, pods=pods, service=service, pod=pod, to=to)
-    tool = "iptables" if family == "ipv4" else "ip6tables"
-    node.run([f"{tool}-{node.backend}-restore"], stdin=RAW + MANGLE + nat + FILTER)
+    node.run([f"{TOOLS[family]}-{node.backend}-restore"], stdin=RAW + MANGLE + nat + FILTER)
 
 
 def dialled(family: str) -> tuple[str, int]:

@@ -5,24 +5,17 @@ captured elsewhere, with the addresses of the lab. IPVS itself is not in every k
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
-from packets import add_capture, iptables
+from captured import CAPTURES, add_capture, restore
+from packets import iptables
 
 from lab.layout import FAMILIES, POD1, POD2, RELAY_SERVICE, WEB_SERVICE, Address
 from lab.node import BackendName, Node
 from lab.traffic import serve, serve_cluster
 
-CAPTURES = Path(__file__).with_name("captures")
 CONTAINER = Address("172.17.0.2", "fd00:d0c::242:ac11:2")
 PODS = Address("10.42.0.0/16", "fd42::/48")
 _UPLINK = "ens18"
-
-
-def restore(node: Node, family: str, text: str) -> None:
-    """Put rules in force beside those that are there, as iptables-restore takes them."""
-    tool = "iptables" if family == "ipv4" else "ip6tables"
-    node.run([f"{tool}-{node.backend}-restore", "-w", "--noflush"], stdin=text)
 
 
 def _bracketed(address: Address, family: str) -> str:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from live import TOOLS, ask, events, last_time, wait_events, wait_in_force
+from live import ask, events, last_time, wait_events, wait_in_force
 
 from lab.daemon import Daemon
 from lab.layout import FamilyName
-from lab.node import BackendName, Node
+from lab.node import TOOLS, BackendName, Node
 from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel

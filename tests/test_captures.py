@@ -9,41 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import TOOLS, wait_in_force
+from captured import CAPTURES
+from entries import DOCKER_USER, FRIENDS, RELAY, VAULT
+from live import wait_in_force
 
 from lab.daemon import Daemon
 from lab.layout import FAMILIES
-from lab.node import BackendName, Node
+from lab.node import TOOLS, BackendName, Node
 from lab.saved import sets_of
 
 pytestmark = pytest.mark.kernel
 
-CAPTURES = Path(__file__).with_name("captures")
 
-CONFIG = """
-[set.friends]
-entries = ["10.90.0.7", "fd90::7"]
-
+CONFIG = f"""{FRIENDS}
 [zone.internal]
 sources = ["@friends"]
 services = ["ssh"]
 target = "reject"
-
-[[port]]
-name = "vault"
-ports = [31002]
-allow = ["@friends"]
-
-[[port]]
-name = "relay"
-ports = [30001]
-action = "redirect"
-
+{VAULT}{RELAY}
 [[forward]]
 name = "transit"
 destination = ["10.42.0.0/16", "fd42::/48"]
 action = "reject"
-position = { after = ["cali-FORWARD", "KUBE-FORWARD", "DOCKER*"], before = ["ACCEPT"] }
+position = {{ after = ["cali-FORWARD", "KUBE-FORWARD", "DOCKER*"], before = ["ACCEPT"] }}
 
 [[rule]]
 name = "last-word"
@@ -51,13 +39,7 @@ table = "filter"
 chain = "FORWARD"
 rule = "-m conntrack --ctstate INVALID -j DROP"
 position = "last"
-
-[[jump]]
-name = "docker-user"
-table = "filter"
-from = "FORWARD"
-to = "DOCKER-USER"
-"""
+{DOCKER_USER}"""
 
 
 class Pair:

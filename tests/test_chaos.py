@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from entries import DOCKER_USER, RELAY, VAULT
 from live import ask, asleep
 from neighbourhood import ATTACKS, Lines, filled, moves, persistent
 
@@ -41,23 +42,13 @@ PATIENCE = 10.0
 GROWTH_MAX = 8 << 20  # bytes of one life; the first passes fill caches, and are not counted
 WARM = 5
 
-COMMON = """
+COMMON = f"""
 [daemon]
 resync = "1h"
 
 [set.friends]
 entries = ["10.90.0.7", "fd90::7", "192.0.2.0/24"]
-
-[[port]]
-name = "vault"
-ports = [31002]
-allow = ["@friends"]
-
-[[port]]
-name = "relay"
-ports = [30001]
-action = "redirect"
-
+{VAULT}{RELAY}
 [[forward]]
 name = "pods"
 in = "eth0"
@@ -65,8 +56,8 @@ source = "!@friends"
 action = "reject"
 
 [forward.position]
-after = [{ rule = "-s 10.42.0.0/16 -j ACCEPT" }, { rule = "-s fd42::/16 -j ACCEPT" }]
-before = [{ rule = "-d 10.42.0.0/16 -j ACCEPT" }, { rule = "-d fd42::/16 -j ACCEPT" }]
+after = [{{ rule = "-s 10.42.0.0/16 -j ACCEPT" }}, {{ rule = "-s fd42::/16 -j ACCEPT" }}]
+before = [{{ rule = "-d 10.42.0.0/16 -j ACCEPT" }}, {{ rule = "-d fd42::/16 -j ACCEPT" }}]
 
 [[rule]]
 name = "itself"
@@ -80,13 +71,7 @@ table = "filter"
 chain = "FORWARD"
 rule = "-p tcp --dport 23 -j DROP"
 position = "last"
-
-[[jump]]
-name = "docker-user"
-table = "filter"
-from = "FORWARD"
-to = "DOCKER-USER"
-"""
+{DOCKER_USER}"""
 MORE = """
 [[port]]
 name = "kubelet"

@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from live import TOOLS, ask, events, in_force, last_time, wait_events, wait_in_force
+from live import ask, events, in_force, last_time, wait_events, wait_in_force
 
 from lab.daemon import Daemon
 from lab.layout import FAMILIES
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.waiting import wait_for
 from nodewalld.core.config import Sources
 from nodewalld.core.events import Event, Kind

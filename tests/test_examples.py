@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 from packets import REFUSED, TIMEOUT, Guarded, dial, verdicts
@@ -38,11 +37,6 @@ SEEDS = ["block-nodeport", "limit-nodeport", "protect-pods", "zones", "any-rule"
 """The examples whose recipe is typed by hand as well: seeds 000 to 004."""
 CLOSED, OPENED = "Closed here:", "Open here:"
 """How a note begins: what nodewalld closes and the hand does not, and the other way round."""
-
-
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
 
 
 @pytest.fixture(params=STACKS)

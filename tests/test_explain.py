@@ -7,19 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captured import CAPTURES
 from rulesets import ours, restore_input, services
 from stacks import build
 
 from lab.layout import FAMILIES
-from lab.node import Node
+from lab.node import TOOLS, Node
 from nodewalld.commands import ctl
 from nodewalld.core.words import Family
 
 pytestmark = pytest.mark.kernel
 
-CAPTURES = Path(__file__).with_name("captures")
 DOCS = Path(__file__).resolve().parent.parent / "docs/explain.md"
-TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 CONFIG = '[[port]]\nname = "vault"\nports = [31002]\nallow = ["10.90.0.0/24", "fd90::/64"]\n'
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import CAPTURES, restore
 from rulesets import ours, restore_input, services
-from stacks import build, restore
-from worlds import CAPTURES, NODE6, number, routes, world
+from stacks import build
+from worlds import NODE6, number, routes, world
 
 from lab.daemon import Daemon
 from lab.layout import ALLOWED, BEYOND, BEYOND_GATEWAY, FAMILIES, STRANGER, Address

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import pytest
 from kernel_ns import argv, in_own_namespace
-from live import TOOLS, WriteLog, at_rest, events, our_rules, wait_events, wait_in_force
+from live import WriteLog, at_rest, events, our_rules, wait_events, wait_in_force
 from test_plan import SEED_002, desired
 
 from lab.daemon import Daemon
 from lab.layout import FAMILIES, FamilyName
-from lab.node import Node
+from lab.node import TOOLS, Node
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import Desired, DesiredTable, Placement
 from nodewalld.core.plan import Observed, TablePlan

@@ -5,31 +5,19 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from live import TOOLS, WriteLog, ask, at_rest, events
+from entries import DOCKER_USER, FRIENDS, RELAY, VAULT
+from live import WriteLog, ask, at_rest, events
 
 from lab.daemon import Daemon
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 
-CONFIG = """
+CONFIG = f"""
 [daemon]
 resync = "1s"
-
-[set.friends]
-entries = ["10.90.0.7", "fd90::7"]
-
-[[port]]
-name = "vault"
-ports = [31002]
-allow = ["@friends"]
-
-[[port]]
-name = "relay"
-ports = [30001]
-action = "redirect"
-
+{FRIENDS}{VAULT}{RELAY}
 [[port]]
 name = "kubelet"
 ports = [10250]
@@ -41,14 +29,8 @@ in = "@default-route"
 ports = [31002]
 protocol = "tcp"
 action = "reject"
-position = { after = ["KUBE-PROXY-FIREWALL"], before = ["KUBE-FORWARD"] }
-
-[[jump]]
-name = "docker-user"
-table = "filter"
-from = "FORWARD"
-to = "DOCKER-USER"
-"""
+position = {{ after = ["KUBE-PROXY-FIREWALL"], before = ["KUBE-FORWARD"] }}
+{DOCKER_USER}"""
 CPU_MAX = 0.01
 
 

@@ -1,16 +1,15 @@
 """The legacy tables, looked at: a look changes nothing, and tells a moved rule from a counted packet."""
 
 import re
-from pathlib import Path
 
 import pytest
+from captured import CAPTURES
 from kernel_ns import argv, in_own_namespace, send_packets, sh
 from test_kernel_nftables import MATCHES, TARGETS
 
 from nodewalld.core.words import Family
 from nodewalld.kernel.xtables import LegacyReader
 
-CAPTURES = Path(__file__).parent / "captures"
 FAMILIES = pytest.mark.parametrize("family", list(Family))
 
 
@@ -33,15 +32,20 @@ def test_looking_creates_no_table(family: Family) -> None:
         assert reader.tables() == {"mangle"}
 
 
-@FAMILIES
-@in_own_namespace
-def test_no_packet_moves_a_fingerprint(family: Family) -> None:
-    tool = legacy(family)
+def stand(tool: str, family: Family) -> None:
+    """A rule for each kind of target in mangle, and for each kind of match in filter."""
     argv(["ipset", "create", "seen", "hash:ip", "family", "inet" if family is Family.IPV4 else "inet6"])
     for target in TARGETS:
         sh(f"{tool} -t mangle -A INPUT -j " + target.format(set="seen"))
     for match in MATCHES:
         sh(f"{tool} -A INPUT " + match.format(set="seen"))
+
+
+@FAMILIES
+@in_own_namespace
+def test_no_packet_moves_a_fingerprint(family: Family) -> None:
+    tool = legacy(family)
+    stand(tool, family)
     with LegacyReader(family) as reader:
         before = [reader.fingerprint(table) for table in ("filter", "mangle")]
         counters = argv([f"{tool}-save", "-c"])
@@ -182,11 +186,7 @@ def test_a_rule_s_bytes_tell_its_text(family: Family) -> None:
 @in_own_namespace
 def test_matches_and_targets_of_every_kind_have_bytes_of_their_own(family: Family) -> None:
     tool, known = legacy(family), Dictionary()
-    argv(["ipset", "create", "seen", "hash:ip", "family", "inet" if family is Family.IPV4 else "inet6"])
-    for target in TARGETS:
-        sh(f"{tool} -t mangle -A INPUT -j " + target.format(set="seen"))
-    for match in MATCHES:
-        sh(f"{tool} -A INPUT " + match.format(set="seen"))
+    stand(tool, family)
     with LegacyReader(family) as reader:
         for _ in range(3):
             assert known.compare(reader, family) == len(MATCHES) + len(TARGETS)

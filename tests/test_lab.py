@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from packets import iptables
 
 from lab import layout
 from lab.daemon import Daemon
@@ -44,15 +45,6 @@ SOURCES = (
     layout.NEIGHBOUR,
     layout.REMOTE_POD,
 )
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def iptables(node: Node, family: str, rule: str) -> None:
-    node.run([("iptables" if family == "ipv4" else "ip6tables"), "-w", *rule.split()])
 
 
 def namespaces_in_use() -> set[str]:

@@ -6,11 +6,10 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from captured import CAPTURES
 from live import (
-    TOOLS,
     WriteLog,
     ask,
     asleep,
@@ -28,7 +27,7 @@ from lab import layout
 from lab.daemon import Daemon
 from lab.flood import Flood, FloodReport
 from lab.layout import FAMILIES, FamilyName
-from lab.node import BackendName, Node
+from lab.node import TOOLS, BackendName, Node
 from lab.processes import kill_entered
 from lab.saved import TABLES
 from lab.traffic import Connection, Probe, connect, connect_all, serve, serve_cluster
@@ -806,4 +805,4 @@ def _first_rule(node: Node, chain: str) -> str:
 
 
 def _capture() -> str:
-    return str(Path(__file__).parent / "captures" / CAPTURE)
+    return str(CAPTURES / CAPTURE)

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import pytest
+from captured import CAPTURES
 from packets import OPEN, TIMEOUT, Guarded, both, dial, expect
 
 from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, FAMILIES, NODE, STRANGER, Address
@@ -94,7 +94,7 @@ CASES = [
 @pytest.fixture(scope="module", params=["nft", "legacy"])
 def guarded(request: pytest.FixtureRequest, laboratory: None) -> Iterator[Guarded]:
     with Node(cast("BackendName", request.param)) as node:
-        node.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
+        node.load(CAPTURES / "kp126-{backend}-3svc")
         serve_cluster(node)
         yield Guarded(node)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from entries import FRIENDS, VAULT
 from live import at_rest, disturb
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
@@ -172,18 +173,10 @@ def test_who_wants_no_metrics_does_not_pay_for_the_library() -> None:
     assert done.stdout == "False\n"
 
 
-CONFIG = """
+CONFIG = f"""
 [daemon]
-metrics = "{folder}"
-
-[set.friends]
-entries = ["10.90.0.7", "fd90::7"]
-
-[[port]]
-name = "vault"
-ports = [31002]
-allow = ["@friends"]
-
+metrics = "{{folder}}"
+{FRIENDS}{VAULT}
 [[port]]
 name = "counted"
 ports = [31003]

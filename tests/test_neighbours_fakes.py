@@ -1,9 +1,9 @@
 """Who is played is played well: what the players leave behind is what the captures of their programs hold."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from captured import CAPTURES
 
 from lab.layout import FAMILIES
 from lab.node import BackendName, Node
@@ -12,7 +12,6 @@ from lab.waiting import wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.neighbours]
 
-CAPTURES = Path(__file__).with_name("captures")
 CALICO = "kp126+felix3264-insert-{backend}-3svc"
 PODS = ("caliabc00000000", "caliabc00001eef")
 FOREIGN = "-p tcp -m tcp --dport 9 -j DROP"

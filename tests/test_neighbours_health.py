@@ -7,18 +7,15 @@ time, each beside a daemon of its own, so that one wait serves both.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import CAPTURES, add_capture
 from live import NEIGHBOUR, ask, disturb, events
-from packets import add_capture
 
 from lab.daemon import Daemon
 from lab.node import Node
 from lab.waiting import wait_for
-
-CAPTURES = Path(__file__).with_name("captures")
 
 pytestmark = pytest.mark.kernel
 

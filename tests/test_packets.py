@@ -2,10 +2,10 @@
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import pytest
+from captured import CAPTURES
 from packets import (
     FORBIDDEN,
     OPEN,
@@ -133,16 +133,11 @@ SOURCES = {
 }
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     """Kube-proxy's rules, and DNAT rules as CNI portmap and Services with external addresses have them."""
     with Node(backend) as made:
-        made.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
+        made.load(CAPTURES / "kp126-{backend}-3svc")
         serve_cluster(made)
         ports = [base + n for base in (7000, 7300, 7400, 7500, 7510, 7600) for n in ACTIONS.values()]
         serve(made, "node", tcp=ports, udp=ports, sctp=[7001, 7002, 7301, 7302, 7401, 7402])
@@ -158,16 +153,6 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
                     f"-t nat -A PREROUTING -d {EXTERNAL.of(family)} " + to.format("7201,7202,7203"),
                 )
         yield made
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def matrix(family: str) -> dict[str, tuple[Probe, Verdict]]:

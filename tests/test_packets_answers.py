@@ -9,13 +9,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 from packets import OPEN, Guarded, both, dial, expect
 
-from lab.layout import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, Address, FamilyName
-from lab.node import BackendName, Node
+from lab.layout import BEYOND, FAMILIES, NODE, POD1, POD2, STRANGER, Address
+from lab.node import TOOLS, BackendName, Node
 from lab.traffic import Protocol, connect_all, serve
 from lab.wire import ICMP, ICMPV6, TCP, UDP, Exchange, Packet, exchange
 
@@ -62,16 +61,6 @@ enforce    = {enforce}
 """
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> FamilyName:
-    return cast("FamilyName", request.param)
-
-
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     """A node whose ports 7101 and 7102 lead to a pod, and those of an address of a load balancer."""
@@ -79,18 +68,13 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
         serve(made, "node", tcp=[7001, 7002], udp=[7001, 7002])
         for ns in ("beyond", "pod1", "pod2"):
             serve(made, ns, tcp=[7003, 7004], udp=[7003, 7004])
-        for family, tool in (("ipv4", "iptables"), ("ipv6", "ip6tables")):
+        for family, tool in TOOLS.items():
             pod = POD1.ipv4 if family == "ipv4" else f"[{POD1.ipv6}]"
             for protocol in ("tcp", "udp"):
                 to = f"-p {protocol} -m multiport --dports 7101,7102 -j DNAT --to-destination {pod}:7003"
                 made.run(f"{tool} -t nat -A PREROUTING -m addrtype --dst-type LOCAL {to}")
                 made.run(f"{tool} -t nat -A PREROUTING -d {LOAD_BALANCER.of(family)} {to}")
         yield made
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
 
 
 def config(action: str, *, log: str = "false", enforce: str = "true") -> str:

@@ -1,12 +1,11 @@
 """[failsafe] is the way back in: above every port and zone, for those it names, and no more than that."""
 
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 from packets import OPEN, SHUT, TIMEOUT, Guarded, both, dial, expect, iptables
 
-from lab.layout import ALLOWED, ALLOWED_2, BEYOND, FAMILIES, NODE, POD1, STRANGER, FamilyName
+from lab.layout import ALLOWED, ALLOWED_2, BEYOND, FAMILIES, NODE, POD1, STRANGER
 from lab.node import BackendName, Node
 from lab.traffic import serve
 
@@ -39,16 +38,6 @@ target = "{zone}"
 """
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> FamilyName:
-    return cast("FamilyName", request.param)
-
-
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     """A node whose ports 2202 and 2203 lead to a pod."""
@@ -61,11 +50,6 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
             to = f"-p tcp -m multiport --dports 2202,2203 -j DNAT --to-destination {pod}:22"
             iptables(made, family, f"-t nat -A PREROUTING -m addrtype --dst-type LOCAL {to}")
         yield made
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
 
 
 @pytest.mark.parametrize("action", SHUT)

@@ -3,7 +3,6 @@
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import cast
 
 import pytest
 from packets import (
@@ -21,7 +20,7 @@ from packets import (
     verdicts,
 )
 
-from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, FAMILIES, NODE, POD1, STRANGER, STRANGER_2
+from lab.layout import ALLOWED, BEYOND, CLUSTER_NODE, NODE, POD1, STRANGER, STRANGER_2
 from lab.node import BackendName, Node
 from lab.traffic import Connection, Probe, Verdict, notrack, serve
 
@@ -30,27 +29,12 @@ pytestmark = pytest.mark.kernel
 SHUT = {"drop": TIMEOUT, "reject": REFUSED}
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     with Node(backend) as made:
         for place in ("client", "node", "beyond", "pod1"):
             serve(made, place, tcp=[7001, 7002, 7003], udp=[7001, 7002], sctp=[7001])
         yield made
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def back(family: str, port: int = 7001) -> Probe:

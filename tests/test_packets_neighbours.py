@@ -1,17 +1,15 @@
 """The recipes of the seeds, and guarded ports, hold in a crowd: kube-proxy, Docker and Calico on one node."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
 
 import pytest
+from captured import CAPTURES, add_capture
 from packets import (
     OPEN,
     REFUSED,
     SHUT,
     TIMEOUT,
     Guarded,
-    add_capture,
     answer_to,
     both,
     dial,
@@ -45,7 +43,6 @@ from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 
-CAPTURES = Path(__file__).with_name("captures")
 CONTAINER = Address("172.17.0.2", "fd00:d0c::242:ac11:2")  # of Docker's captures, published as 8080
 NODE_TO_PODS = {"ipv4": "-s 10.42.0.0/16 -j ACCEPT", "ipv6": "-s fd42::/48 -j ACCEPT"}
 PODS_TO_NODE = {"ipv4": "-d 10.42.0.0/16 -j ACCEPT", "ipv6": "-d fd42::/48 -j ACCEPT"}
@@ -77,16 +74,6 @@ before = [{{ rule = "{PODS_TO_NODE["ipv4"]}" }}, {{ rule = "{PODS_TO_NODE["ipv6"
 """
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
     """Docker with a published container, then kube-proxy, then the rules of seed 002's node for pods."""
@@ -107,11 +94,6 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
             pods = (NODE_TO_PODS[family], PODS_TO_NODE[family])
             iptables(made, family, "-P FORWARD DROP", *(f"-A FORWARD {rule}" for rule in pods))
         yield made
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
 
 
 # --- the recipes

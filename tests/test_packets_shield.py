@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import CAPTURES
 from live import ask
 from packets import OPEN, TIMEOUT, dial, dial_from, iptables, verdicts
 from pages import section
@@ -76,7 +76,7 @@ def differences(found: dict[str, dict[str, Verdict]], *, whole: bool) -> list[st
 def cluster(backend: BackendName) -> Iterator[Daemon]:
     """Kube-proxy's rules, a Service's external address, and listeners on all the ports that are asked for."""
     with Node(backend) as made:
-        made.load(Path(__file__).with_name("captures") / "kp126-{backend}-3svc")
+        made.load(CAPTURES / "kp126-{backend}-3svc")
         serve_cluster(made)
         ports = PORTS + [base + n for base in (7300, 7400, 7500, 7510, 7600) for n in (1, 2, 3)]
         for ns in ("node", "beyond", "pod1"):

@@ -1,11 +1,10 @@
 """To which zone a packet belongs, and what passes whatever the zone; every way into the node is judged as dialled."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import cast
 
 import pytest
-from packets import OPEN, REFUSED, SHUT, TIMEOUT, Guarded, add_capture, both, dial, dial_from, expect, iptables
+from captured import CAPTURES, add_capture, restore
+from packets import OPEN, REFUSED, SHUT, TIMEOUT, Guarded, both, dial, dial_from, expect, iptables
 
 from lab.layout import (
     ALLOWED,
@@ -21,7 +20,6 @@ from lab.layout import (
     STRANGER,
     WEB_SERVICE,
     Address,
-    FamilyName,
 )
 from lab.node import BackendName, Node
 from lab.traffic import Probe, Protocol, Verdict, notrack, serve, serve_cluster
@@ -33,16 +31,6 @@ pytestmark = pytest.mark.kernel
 LOAD_BALANCER = Address("198.51.100.200", "2001:db8:b::200")  # of Services, held by no interface
 CONTAINER = Address("172.17.0.2", "fd00:d0c::242:ac11:2")  # of Docker's captures, published as 8080
 HOSTPORT_POD = Address("10.88.0.2", "fd88::2")  # of portmap's capture: hostPorts 8088/tcp and 5300/udp
-
-
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def backend(request: pytest.FixtureRequest) -> BackendName:
-    return cast("BackendName", request.param)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> FamilyName:
-    return cast("FamilyName", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +45,9 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
             made.attach(name, link, node=near, host=far)
             serve(made, name, tcp=[80], udp=[53])
         add_capture(made, "kp126-{backend}-3svc")
-        for capture, files in (("container-published", "v4"), ("ip6tables-container-published", "v6")):
-            rules = Path(__file__).with_name("captures") / f"docker-20.10-{backend}-{capture}.{files}.rules"
-            tool = "ip6tables" if files == "v6" else "iptables"
-            made.run([f"{tool}-{backend}-restore", "--noflush"], stdin=rules.read_text())
+        for capture, family in (("container-published", "ipv4"), ("ip6tables-container-published", "ipv6")):
+            rules = CAPTURES / f"docker-20.10-{backend}-{capture}.v{family[-1]}.rules"
+            restore(made, family, rules.read_text())
         add_portmap(made)
         for family in FAMILIES:
             iptables(made, family, "-P FORWARD ACCEPT", *load_balancer(family))
@@ -72,7 +59,7 @@ def node(laboratory: None, backend: BackendName) -> Iterator[Node]:
 def add_portmap(node: Node) -> None:
     """portmap's rules as captured, and the same written for IPv6, which its capture has none of."""
     add_capture(node, "cni-portmap-1.1.1-{backend}-hostport")
-    rules = (Path(__file__).with_name("captures") / f"cni-portmap-1.1.1-{node.backend}-hostport.v4.rules").read_text()
+    rules = (CAPTURES / f"cni-portmap-1.1.1-{node.backend}-hostport.v4.rules").read_text()
     for old, new in (
         ("10.88.0.2:", "[fd88::2]:"),
         ("10.88.0.2/32", "fd88::2/128"),
@@ -81,7 +68,7 @@ def add_portmap(node: Node) -> None:
         ("224.0.0.0/4", "ff00::/8"),
     ):
         rules = rules.replace(old, new)
-    node.run([f"ip6tables-{node.backend}-restore", "--noflush"], stdin=rules)
+    restore(node, "ipv6", rules)
 
 
 def load_balancer(family: str) -> list[str]:
@@ -92,14 +79,9 @@ def load_balancer(family: str) -> list[str]:
 
 def api_chain(family: str) -> str:
     """The chain of default/kubernetes in the captures."""
-    stem = Path(__file__).with_name("captures") / f"kp126-nft-3svc.{'v4' if family == 'ipv4' else 'v6'}.save"
+    stem = CAPTURES / f"kp126-nft-3svc.{'v4' if family == 'ipv4' else 'v6'}.save"
     words = next(line for line in stem.read_text().splitlines() if "default/kubernetes:p cluster IP" in line).split()
     return words[words.index("-j") + 1]
-
-
-@pytest.fixture(scope="module")
-def guarded(node: Node) -> Guarded:
-    return Guarded(node)
 
 
 # --- one zone for each packet

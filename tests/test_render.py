@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from doubles import Terminal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,11 +39,6 @@ def test_units_stay_together_where_they_fit() -> None:
 
 def test_a_rows_cells_are_folded_beside_each_other() -> None:
     assert list(columns(("1", "one two", "x"), (2, 3, 4))) == ["1  one x", "   two"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

@@ -9,26 +9,15 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from live import (
-    NEIGHBOUR,
-    TOOLS,
-    Did,
-    at_rest,
-    disturb,
-    events,
-    in_force,
-    last_time,
-    our_rules,
-    wait_events,
-    wait_in_force,
-)
+from captured import CAPTURES
+from entries import DOCKER_USER, RELAY
+from live import NEIGHBOUR, Did, at_rest, disturb, events, in_force, last_time, our_rules, wait_events, wait_in_force
 
 from lab.daemon import Daemon
 from lab.layout import FAMILIES, FamilyName
-from lab.node import BackendName, Node
+from lab.node import TOOLS, BackendName, Node
 from lab.saved import TABLES, foreign
 from lab.waiting import wait_for
 
@@ -54,12 +43,7 @@ allow = ["10.90.0.7", "fd90::7", "@cluster_nodes"]
 name = "kubelet"
 ports = [10250]
 action = "reject"
-
-[[port]]
-name = "relay"
-ports = [30001]
-action = "redirect"
-
+{RELAY}
 [[forward]]
 name = "pods-from-nodes"
 in = "eth0"
@@ -88,13 +72,7 @@ name = "itself"
 table = "filter"
 chain = "FORWARD"
 rule = "-p tcp --dport 8201 -m set --match-set cluster_nodes src -j RETURN"
-
-[[jump]]
-name = "docker-user"
-table = "filter"
-from = "FORWARD"
-to = "DOCKER-USER"
-"""
+{DOCKER_USER}"""
 
 PODS = {"ipv4": "10.42.0.0/16", "ipv6": "fd42::/16"}
 _THE_JUMP = re.compile(r"^(:DOCKER-USER - .*|-A FORWARD -j DOCKER-USER)\n", re.MULTILINE)
@@ -103,7 +81,7 @@ _THE_JUMP = re.compile(r"^(:DOCKER-USER - .*|-A FORWARD -j DOCKER-USER)\n", re.M
 def captured(backend: str, family: str) -> str:
     """The captured rules, with the anchors of seed 002 in FORWARD and a rule in Docker's chain for administrators."""
     stem = CAPTURE.format(backend=backend)
-    (path,) = (Path(__file__).parent / "captures").glob(f"{stem}.v{family[-1]}.*")
+    (path,) = CAPTURES.glob(f"{stem}.v{family[-1]}.*")
     head, filter_table = path.read_text().split("*filter\n")
     more = [f"-A FORWARD {side} {PODS[family]} -j ACCEPT" for side in ("-s", "-d")]
     more += ["-A DOCKER-USER -p tcp --dport 9 -j RETURN"]
@@ -159,7 +137,7 @@ def pair(laboratory: None, request: pytest.FixtureRequest) -> Iterator[Pair]:
     backend: BackendName = request.param
     with Node(backend) as node, Node(backend) as twin:
         for each in (node, twin):
-            each.load(Path(__file__).parent / "captures" / CAPTURE)  # makes the sets that its rules name
+            each.load(CAPTURES / CAPTURE)  # makes the sets that its rules name
         yield Pair(node, twin, Daemon(node, CONFIG).wait_ready())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from doubles import Terminal
 
 from nodewalld.core.events import Culprit, Event, Kind, Process, Reason
 from nodewalld.core.words import Family, Table
@@ -178,11 +179,6 @@ def test_the_journal_is_found_by_device_and_inode(tmp_path: Path) -> None:
         journal.configure(stream=stream, path=fake.path, env={"JOURNAL_STREAM": "1:2"})
         structlog.get_logger().info("to the file")
     assert (tmp_path / "stream").read_text() == "to the file\n"
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from doubles import Clock
 
 from nodewalld.service.heart import SLEEP_GRACE, TURN_LIMIT, Heart
 from nodewalld.service.notify import Notifier
@@ -70,14 +71,6 @@ def test_without_systemd_nothing_is_told_and_nothing_fails() -> None:
 )
 def test_the_watchdog_interval_is_the_one_meant_for_us(env: dict[str, str], interval: float | None) -> None:
     assert Notifier(env).watchdog_interval == interval
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from live import TOOLS, ask, events, wait_events
+from entries import FRIENDS
+from live import ask, events, wait_events
 from packets import OPEN, REFUSED, TIMEOUT, answer_to, dial, verdicts
 from shields import PLAIN, raise_alone, stands, take_out
 
 from lab.daemon import Daemon
 from lab.flood import Flood
 from lab.layout import FAMILIES, NODE, STRANGER, STRANGER_2
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.processes import kill_entered
 from lab.traffic import serve
 from lab.waiting import wait_for
@@ -21,10 +22,7 @@ from lab.waiting import wait_for
 pytestmark = pytest.mark.kernel
 
 PORT, REJECTED = 7001, 7002
-CONFIG = f"""
-[set.friends]
-entries = ["10.90.0.7", "fd90::7"]
-
+CONFIG = f"""{FRIENDS}
 [[port]]
 name = "shut"
 ports = [{PORT}]

@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import pytest
-from live import TOOLS, ask, wait_in_force
+from entries import refusals
+from live import ask, wait_in_force
 from shields import leave_another_shape, stands
 
 from lab.daemon import Daemon
 from lab.flood import Flood, FloodReport
 from lab.layout import BEYOND, FAMILIES, NODE, STRANGER, Address, FamilyName
-from lab.node import Node
+from lab.node import TOOLS, Node
 
 pytestmark = pytest.mark.kernel
 
@@ -31,27 +32,7 @@ KINDS = {
     7012: "[[forward]] reject, by a set",
 }
 OPEN_HERE, OPEN_BEYOND = 7009, 7019
-CONFIG = f"""
-[set.foes]
-entries = ["{STRANGER.ipv4}", "{STRANGER.ipv6}"]
-
-[[port]]
-name = "shut"
-ports = [7001]
-protocol = ["udp"]
-
-[[port]]
-name = "answered"
-ports = [7002]
-protocol = ["udp"]
-action = "reject"
-
-[[port]]
-name = "closed"
-ports = [7003]
-protocol = ["udp"]
-action = "redirect"
-
+CONFIG = f"""{refusals("udp", STRANGER.ipv4, STRANGER.ipv6)}
 [zone.four]
 sources = ["{STRANGER.ipv4}"]
 ports = ["7001-7003/udp", "7009/udp"]
@@ -61,13 +42,6 @@ target = "drop"
 sources = ["{STRANGER.ipv6}"]
 ports = ["7001-7003/udp", "7009/udp"]
 target = "reject"
-
-[[forward]]
-name = "through"
-source = "@foes"
-protocol = "udp"
-ports = [7011]
-action = "drop"
 
 [[forward]]
 name = "answered-behind"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from entries import refusals
 from shields import each_way
 
 from lab.daemon import Daemon
@@ -16,38 +17,11 @@ HEADERS = Path(__file__).with_name("headers.py")
 OPEN = "7009", "7019"
 SIGNED = "authentication"
 HERE, BEHIND = (7001, 7002, 7003, 7004, 7009), (7011, 7019)
-CONFIG = f"""
-[set.foes]
-entries = ["{STRANGER.ipv6}"]
-
-[[port]]
-name = "shut"
-ports = [7001]
-protocol = ["udp"]
-
-[[port]]
-name = "answered"
-ports = [7002]
-protocol = ["udp"]
-action = "reject"
-
-[[port]]
-name = "closed"
-ports = [7003]
-protocol = ["udp"]
-action = "redirect"
-
+CONFIG = f"""{refusals("udp", STRANGER.ipv6)}
 [zone.them]
 sources = ["@foes"]
 ports = ["7001-7003/udp", "7009/udp"]
 target = "drop"
-
-[[forward]]
-name = "through"
-source = "@foes"
-protocol = "udp"
-ports = [7011]
-action = "drop"
 """
 
 

@@ -4,46 +4,22 @@ import json
 from typing import Any
 
 import pytest
-from live import TOOLS
+from entries import refusals
 from packets import REFUSED, TIMEOUT, dial, verdicts
 from test_trace import Trace
 
 from lab.daemon import Daemon
 from lab.layout import BEYOND, NODE, STRANGER, STRANGER_2, FamilyName
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.traffic import Probe, serve
 
 pytestmark = pytest.mark.kernel
 
-CONFIG = f"""
-[set.foes]
-entries = ["{STRANGER.ipv4}", "{STRANGER.ipv6}"]
-
-[[port]]
-name = "shut"
-ports = [7001]
-
-[[port]]
-name = "answered"
-ports = [7002]
-action = "reject"
-
-[[port]]
-name = "closed"
-ports = [7003]
-action = "redirect"
-
+CONFIG = f"""{refusals("tcp", STRANGER.ipv4, STRANGER.ipv6)}
 [zone.them]
 sources = ["{STRANGER_2.ipv4}", "{STRANGER_2.ipv6}"]
 ports = ["7001-7003/tcp"]
 target = "drop"
-
-[[forward]]
-name = "through"
-source = "@foes"
-protocol = "tcp"
-ports = [7011]
-action = "drop"
 """
 FIRST = {
     "port/shut": (STRANGER, NODE, 7001),

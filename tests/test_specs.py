@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from live import TOOLS, WriteLog, ask, events, generation, in_force
+from live import WriteLog, ask, events, generation, in_force
 
 from lab import layout
 from lab.daemon import Daemon
 from lab.layout import FAMILIES
-from lab.node import Node
+from lab.node import TOOLS, Node
 from lab.traffic import Probe, connect_all
 from lab.waiting import wait_for
 

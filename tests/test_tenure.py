@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from doubles import Clock
 
 from lab import layout
 from lab.daemon import Daemon
@@ -19,14 +20,6 @@ from nodewalld.service.tenure import Tenure, boot_id
 SOURCES = Sources("/etc/nodewalld", {"/etc/nodewalld/nodewalld.toml": "[failsafe]\nports = []\n"}, {})
 GUARDED = '[[port]]\nname = "a"\nports = [31002]\nallow = ["10.90.0.7", "fd90::7"]\n'
 SHUTS_SSH = f'[failsafe]\nports = []\n{GUARDED}[[port]]\nname = "ssh"\nports = [22]\n'
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import seed000
+from captured import add_capture
 from live import asleep, events, ours, wait_in_force
-from packets import add_capture, dial
+from packets import dial
 
 from lab.daemon import Daemon
 from lab.layout import ALLOWED, FAMILIES, NODE, POD1, STRANGER

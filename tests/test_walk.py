@@ -1,8 +1,9 @@
 """Walking a packet as a value through rules as text: what decides, what forks, and what can't be told."""
 
 import pytest
+from captured import CAPTURES
 from test_specs import TEXTS
-from worlds import CAPTURES, number, packet, routes, world
+from worlds import number, packet, routes, world
 
 from nodewalld.core.words import Backend, Family
 from nodewalld.walk import ICMP, ICMPV6, UDP, Outcome, Route, Tracked, Unread, Verdict, judge, read, read_sets

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from captured import CAPTURES
 from rulesets import services
-from worlds import CAPTURES, number, packet, routes
+from worlds import number, packet, routes
 
 from nodewalld.core.words import Backend, Family
 from nodewalld.walk import TCP, UDP, World, judge, read

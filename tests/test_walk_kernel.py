@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import CAPTURES
 from rulesets import Noise, configuration, nft_table, ours, packets, restore_input, sets
 
 from lab.layout import FAMILIES
-from lab.node import BackendName, Node
+from lab.node import TOOLS, BackendName, Node
 from lab.saved import TABLES
 from lab.waiting import wait_for
 from nodewalld.core.words import Family
 
 pytestmark = pytest.mark.kernel
 
-CAPTURES = Path(__file__).with_name("captures")
 WALKS = int(os.environ.get("NODEWALLD_WALKS", "12"))
 PACKETS = 45
 STEMS = (
@@ -34,7 +34,6 @@ STEMS = (
     "cni-portmap-1.1.1-{backend}-hostport",
 )
 LINKS = {"client": "ens18", "pod1": "vethpod1", "pod2": "vethpod2", "beyond": "eth1", "web": "docker0"}
-TOOLS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 OTHER: dict[BackendName, BackendName] = {"nft": "legacy", "legacy": "nft"}
 
 

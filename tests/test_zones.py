@@ -59,12 +59,6 @@ def zoned(laboratory: None, request: pytest.FixtureRequest) -> Iterator[Node]:
         yield node
 
 
-@pytest.fixture(params=layout.FAMILIES)
-def family(request: pytest.FixtureRequest) -> FamilyName:
-    found: FamilyName = request.param
-    return found
-
-
 def test_who_reaches_what(zoned: Node, family: FamilyName) -> None:
     probes, expected = [], []
     for source, ports in MATRIX:

@@ -2,12 +2,10 @@
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from nodewalld.core.words import Backend, Family
 from nodewalld.walk import TCP, Kind, Packet, Route, Routes, World, read
 
-CAPTURES = Path(__file__).with_name("captures")
 Network = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
