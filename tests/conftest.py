@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from captured import CAPTURES
 from packets import Guarded
+from written import Write
 
 from lab.layout import FAMILIES, FamilyName
 from lab.node import BackendName, Node, missing
@@ -128,6 +129,24 @@ def kube_node(node: Node) -> Node:
     """The same with kube-proxy's captured rules in force: NodePorts 31002 and 30001."""
     node.load(CAPTURES / "kp126-{backend}-3svc")
     return node
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Makes a configuration's folder from texts: the main file, and files of conf.d by name."""
+
+    def make(main: str | bytes | None = "", **more: str | bytes) -> Path:
+        folder = tmp_path / "etc"
+        (folder / "conf.d").mkdir(parents=True)
+        texts = {"nodewalld.toml": main, **{f"conf.d/{name}.toml": text for name, text in more.items()}}
+        for name, text in texts.items():
+            if text is not None:
+                (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return folder
+
+    return make
 
 
 @pytest.hookimpl(wrapper=True)

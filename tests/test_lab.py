@@ -12,7 +12,6 @@ import pytest
 from packets import iptables
 
 from lab import layout
-from lab.daemon import Daemon
 from lab.flood import Flood
 from lab.layout import FAMILIES
 from lab.node import BackendName, Node
@@ -211,84 +210,6 @@ def test_an_established_connection_lives_and_dies_with_the_rules(node: Node, fam
     with_ssh.close()
 
 
-# --- floods
-
-
-@pytest.mark.parametrize("rate", [2000, 5000])
-def test_a_flood_counts_every_packet_of_an_open_port(node: Node, family: str, rate: int) -> None:
-    flood = Flood(node, "client", source=layout.STRANGER.of(family), to=(layout.NODE.of(family), 7000), rate=rate)
-    flood.start()
-    begun = time.monotonic()
-    wait_for(lambda: time.monotonic() > begun + 0.2)
-    report = flood.stop()
-    assert report.received == report.sent == len(report.passed)
-    assert report.ranges() == [(0, report.sent - 1)]
-    assert report.errors == {}
-    assert report.sent > 50
-
-
-def test_a_flood_to_several_targets_tells_them_apart(node: Node, family: str) -> None:
-    here, there = (layout.NODE.of(family), 7000), (layout.POD1.of(family), 7001)
-    flood = Flood(node, "client", source=layout.STRANGER.of(family), to=here, more=[there], sinks=["node", "pod1"])
-    flood.start()
-    begun = time.monotonic()
-    wait_for(lambda: time.monotonic() > begun + 0.1)
-    report = flood.stop()
-    assert report.received == report.sent
-    assert {(report.port_of(number), sink) for number, _, sink in report.passed} == {(7000, "node"), (7001, "pod1")}
-    assert len(report.passed_to(7000)) - len(report.passed_to(7001)) in (0, 1)
-
-
-def test_a_flood_tells_when_packets_passed(node: Node, family: str) -> None:
-    target = (layout.NODE.of(family), 7000)
-    flood = Flood(node, "client", source=layout.STRANGER.of(family), to=target).start()
-    begun = time.monotonic()
-    wait_for(lambda: time.monotonic() > begun + 0.2)  # the first packets may wait for the neighbour's address
-    rule = "INPUT -p udp --dport 7000 -j DROP"
-    iptables(node, family, f"-I {rule}")
-    shut = time.monotonic()
-    wait_for(lambda: time.monotonic() > shut + 0.1)
-    reopened = time.monotonic()
-    iptables(node, family, f"-D {rule}")
-    open_again = time.monotonic()
-    wait_for(lambda: time.monotonic() > open_again + 0.1)
-    report = flood.stop()
-    assert report.passed_between(shut, reopened) == []
-    assert len(report.sent_between(shut, reopened)) > 50
-    assert report.lost_between(open_again) == []
-    assert len(report.leaks()) == 2
-
-
-def test_a_flood_against_a_drop_receives_nothing(node: Node, family: str) -> None:
-    iptables(node, family, "-A INPUT -p udp -j DROP")
-    flood = Flood(node, "client", to=(layout.NODE.of(family), 7000)).start()
-    begun = time.monotonic()
-    wait_for(lambda: time.monotonic() > begun + 0.1)
-    report = flood.stop()
-    assert report.received == 0
-    assert report.sent > 50
-
-
-def test_a_tcp_flood_watches_a_node_port_through_its_dnat(kube_node: Node, family: str) -> None:
-    serve_cluster(kube_node)
-    target = (layout.NODE.of(family), NODEPORT)
-    source = layout.STRANGER.of(family)
-    flood = Flood(kube_node, "client", source=source, to=target, protocol="tcp", sinks=["pod1", "pod2"], sink_port=8080)
-    flood.start()
-    begun = time.monotonic()
-    wait_for(lambda: time.monotonic() > begun + 0.1)
-    iptables(kube_node, family, f"-t mangle -I PREROUTING -p tcp --dport {NODEPORT} -j DROP")
-    shut = time.monotonic()
-    wait_for(lambda: time.monotonic() > shut + 0.1)
-    report = flood.stop()
-    assert {where for _, _, where in report.passed} == {"pod1", "pod2"}
-    assert report.passed_between(shut) == []
-    assert len(report.sent_between(shut)) > 50
-    # Nothing was lost before the drop came: what passed is one run from the first packet on.
-    assert len(report.ranges()) == 1
-    assert report.ranges()[0][0] == 0
-
-
 # --- rules
 
 
@@ -453,69 +374,3 @@ def test_a_sysctl_of_the_whole_machine_is_out_of_reach(node: Node) -> None:
     assert node.run("echo 1 > /proc/sys/vm/overcommit_memory", check=False).returncode != 0
     node.sysctl("net.ipv4.conf.all.route_localnet", "1")
     assert node.run("cat /proc/sys/net/ipv4/conf/all/route_localnet").stdout == "1\n"
-
-
-# --- the daemon's keeper, against a stand-in that keeps to the contract
-
-STAND_IN = """
-import json, os, pathlib, signal, socket, sys
-def folder(name): return pathlib.Path(sys.argv[sys.argv.index(name) + 1])
-def notify(text):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s: s.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
-def stop(*_): notify("STOPPING=1"); print("bye", flush=True); sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
-text = (folder("--config") / "nodewalld.toml").read_text()
-if text == "bad": sys.exit("line 1: bad")
-notify("STATUS=Enforcing 3 rules on " + os.readlink("/etc/alternatives/iptables"))
-(folder("--runtime-dir") / "status.json").write_text(json.dumps({"state": "enforcing"}))
-notify("READY=1\\nWATCHDOG_USEC=" + os.environ.get("WATCHDOG_USEC", "")); print("hello", flush=True)
-while True: signal.pause()
-"""
-STAND_IN_CTL = """
-import pathlib, sys
-def folder(name): return pathlib.Path(sys.argv[sys.argv.index(name) + 1])
-if sys.argv[1] == "status": print((folder("--runtime-dir") / "status.json").read_text())
-if sys.argv[1] == "history": print('{"kind": "repair"}\\n{"kind": "reload"}')
-if sys.argv[1] == "reload": sys.exit((folder("--config") / "conf.d" / "10.toml").exists())
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path) -> dict[str, str]:
-    commands = tmp_path / "nodewalld" / "commands"
-    commands.mkdir(parents=True)
-    for name, text in (("daemon", STAND_IN), ("ctl", STAND_IN_CTL)):
-        (commands / f"{name}.py").write_text(text)
-    return {"PYTHONPATH": str(tmp_path)}
-
-
-def test_a_daemon_is_started_watched_and_stopped(node: Node, stand_in: dict[str, str]) -> None:
-    daemon = Daemon(node, "[daemon]\n", env=stand_in, watchdog=2).wait_ready()
-    assert daemon.status_text == f"Enforcing 3 rules on /usr/sbin/iptables-{node.backend}"
-    assert [notice.value for notice in daemon.noticed("WATCHDOG_USEC")] == ["2000000"]
-    assert daemon.wait_status(state="enforcing") == {"state": "enforcing"}
-    assert [event["kind"] for event in daemon.history()] == ["repair", "reload"]
-    assert daemon.reload().returncode == 0
-    assert daemon.reload({"nodewalld.toml": "", "conf.d/10.toml": "x"}).returncode == 1
-    assert daemon.cpu_seconds() >= 0
-    daemon.kill9()
-    assert not daemon.running
-    daemon.restart()
-    assert daemon.stop() == 0
-    assert daemon.noticed("STOPPING")
-    assert daemon.log_text() == "hello\nhello\nbye\n"
-
-
-def test_a_daemon_that_dies_is_told_at_once_with_its_last_words(node: Node, stand_in: dict[str, str]) -> None:
-    started = time.monotonic()
-    with pytest.raises(LabError, match=r"(?s)ended with 1.*line 1: bad"):
-        Daemon(node, "bad", env=stand_in).wait_ready()
-    assert time.monotonic() - started < 10
-
-
-def test_daemons_run_side_by_side(node: Node, stand_in: dict[str, str]) -> None:
-    one = Daemon(node, "", name="one", env=stand_in).wait_ready()
-    other = Daemon(node, "", name="other", ns="pod1", env=stand_in).wait_ready()
-    one.kill9()
-    assert other.running
-    assert other.status() == {"state": "enforcing"}

@@ -12,7 +12,6 @@ from captured import CAPTURES
 from live import (
     WriteLog,
     ask,
-    asleep,
     at_rest,
     events,
     generation,
@@ -28,14 +27,13 @@ from lab.daemon import Daemon
 from lab.flood import Flood, FloodReport
 from lab.layout import FAMILIES, FamilyName
 from lab.node import TOOLS, BackendName, Node
-from lab.processes import kill_entered
 from lab.saved import TABLES
 from lab.traffic import Connection, Probe, connect, connect_all, serve, serve_cluster
 from lab.waiting import wait_for
 
 pytestmark = pytest.mark.kernel
 
-CAPTURE = "kp126-{backend}-3svc"
+CAPTURE = CAPTURES / "kp126-{backend}-3svc"
 NODEPORT, RELAY = 31002, 30001
 HEAD = '[daemon]\nresync = "1h"\n'
 # What is shut for strangers in every configuration with which a flood must not get through.
@@ -421,7 +419,7 @@ def test_a_flow_whose_server_repeats_itself_after_the_repair_is_dead_as_well(uns
 def test_two_daemons_in_two_nodes_do_not_disturb_each_other(laboratory: None, backend: BackendName) -> None:
     with Node(backend) as one, Node(backend) as other:
         for node in (one, other):
-            node.load(_capture())
+            node.load(CAPTURE)
         with Daemon(one, CONFIG) as first, Daemon(other, CONFIG.replace(str(NODEPORT), "31003")) as second:
             first.wait_ready()
             second.wait_ready()
@@ -461,107 +459,6 @@ def test_a_second_daemon_with_the_same_runtime_folder_is_refused(guarded: Daemon
         assert "Traceback" not in result.stderr
     assert ask(guarded, "status")["state"] == "enforcing"
     assert rules(node) == before
-
-
-# --- what systemd is told
-
-
-def test_ready_comes_only_when_the_rules_are_in_force(laboratory: None) -> None:
-    with Node("legacy") as node:
-        node.load(_capture())
-        with xtables_lock(node) as release, Daemon(node, CONFIG, watchdog=0.9) as daemon:
-            # It lives, answers, and is fed; but nothing can be written yet.
-            first = daemon.wait_notice("WATCHDOG")
-            daemon.wait_notice("WATCHDOG", after=first.when + 0.3)
-            wait_for((daemon.runtime_directory / "control.sock").exists)
-            assert ask(daemon, "status")["state"] == "starting"
-            result = daemon.ctl("status")
-            assert (result.returncode, "starting" in result.stdout) == (3, True)
-            assert daemon.noticed("READY") == []
-            assert "NODEWALL" not in "".join(rules_without_lock(node))
-            release()
-            daemon.wait_ready(timeout=5)
-            assert in_force(daemon)
-            assert "in force" in daemon.status_text
-
-
-def test_ready_follows_what_it_promises_on_nft_as_well(laboratory: None) -> None:
-    with Node("nft") as node:
-        node.load(_capture())
-        with Daemon(node, CONFIG) as daemon:
-            daemon.wait_ready()
-            moved = generation(node)
-            assert in_force(daemon)
-            assert generation(node) == moved
-            assert "in force" in daemon.status_text
-
-
-def test_the_watchdog_is_fed_by_a_daemon_that_turns_and_by_no_other(node: Node) -> None:
-    with Daemon(node, CONFIG, watchdog=0.6) as daemon:
-        daemon.wait_ready()
-        begun = time.monotonic()
-        while time.monotonic() < begun + 0.8:
-            before = daemon.noticed("WATCHDOG")[-1].when if daemon.noticed("WATCHDOG") else begun
-            assert daemon.wait_notice("WATCHDOG", after=before).when - before < 0.6
-        at_rest(daemon)
-        daemon.signal(signal.SIGSTOP)
-        stopped = time.monotonic()
-        wait_for(lambda: time.monotonic() > stopped + 1.0)
-        assert [notice for notice in daemon.noticed("WATCHDOG") if notice.when > stopped + 0.2] == []
-        daemon.signal(signal.SIGCONT)
-        daemon.wait_notice("WATCHDOG", after=time.monotonic())
-
-
-@pytest.mark.slow
-def test_a_lock_that_others_hold_is_waited_for_told_and_forgotten(laboratory: None) -> None:
-    with Node("legacy") as node, Node("legacy") as starting_node:
-        node.load(_capture())
-        with (
-            Daemon(node, CONFIG, watchdog=2) as daemon,
-            xtables_lock(starting_node) as release_the_other,
-            Daemon(starting_node, CONFIG, watchdog=2) as starting,
-        ):
-            daemon.wait_ready()
-            with xtables_lock(node) as release:
-                # The lock is no obstacle for who brings a lock of its own.
-                node.run("XTABLES_LOCKFILE=/run/own.lock iptables -t mangle -F PREROUTING")
-                waiting = time.monotonic()
-                degraded = wait_for(
-                    lambda: (s := ask(daemon, "status"))["state"] == "degraded" and s, timeout=25, what="a reason"
-                )
-                assert "xtables.lock" in " ".join(degraded["reasons"])
-                assert "xtables.lock" in daemon.status_text
-                fed = [notice.when for notice in daemon.noticed("WATCHDOG") if notice.when > waiting]
-                assert max(b - a for a, b in zip([waiting, *fed], fed, strict=False)) < 2
-                release()
-            wait_for(lambda: ask(daemon, "status")["state"] == "enforcing", timeout=15, what="recovery")
-            wait_in_force(daemon)
-            assert daemon.running
-            assert [e["chain"] for e in events(daemon, "repair")] == ["PREROUTING"]
-            assert events(daemon, "recovered")
-            # One that starts gives up waiting as well, says so, and is not ready before it has been let in.
-            told = wait_for(lambda: (s := ask(starting, "status"))["reasons"] and s, timeout=15, what="a reason")
-            assert (told["state"], "xtables.lock" in " ".join(told["reasons"])) == ("starting", True)
-            assert starting.noticed("READY") == []
-            release_the_other()
-            starting.wait_ready(timeout=20)
-            assert in_force(starting)
-
-
-@contextmanager
-def xtables_lock(node: Node) -> Iterator:
-    """Hold the node's xtables lock as an iptables tool would; yields what lets go of it."""
-    holder = node.popen("exec 9>/run/xtables.lock; flock 9; echo held; exec sleep 1000", stdout=-1)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    try:
-        yield lambda: (kill_entered(holder), holder.wait(10))
-    finally:
-        kill_entered(holder)
-
-
-def rules_without_lock(node: Node) -> list[str]:
-    return [node.run(f"XTABLES_LOCKFILE=/run/own.lock {tool}-legacy-save").stdout for tool in TOOLS.values()]
 
 
 # --- taking it all out
@@ -649,160 +546,3 @@ def test_a_set_that_somebody_made_by_hand_is_told_of_and_never_taken(node: Node)
         assert "set friends exists already as hash:ip" in result.stderr
         assert daemon.ctl("remove").returncode == 0
         assert sets(node) == by_hand
-
-
-# --- what isn't there (yet)
-
-LATER = """
-[[rule]]
-name = "later"
-table = "filter"
-chain = "LATER"
-rule = "-p tcp --dport 7 -j DROP"
-
-[[rule]]
-name = "to-later"
-table = "mangle"
-chain = "PREROUTING"
-rule = "-p tcp --dport 8 -j TARGET"
-"""
-
-
-def test_a_rule_whose_chain_is_missing_waits_and_comes_into_force_with_it(node: Node) -> None:
-    with Daemon(node, HEAD + LATER) as daemon:
-        daemon.wait_ready()
-        status = ask(daemon, "status")
-        assert status["state"] == "degraded"
-        told = " ".join(status["reasons"])
-        for words in ("ipv4", "ipv6", "rule/later waits", "no chain LATER", "rule/to-later waits", "no chain TARGET"):
-            assert words in told
-        assert daemon.ctl("status").returncode == 3
-        for tool in TOOLS.values():
-            node.run(f"{tool} -w -N LATER; {tool} -w -t mangle -N TARGET")
-        wait_for(lambda: ask(daemon, "status")["state"] == "enforcing", what="the rules to follow their chains")
-        for family in FAMILIES:
-            assert "--dport 7" in node.rules(family)
-            assert "-j TARGET" in node.rules(family)
-            assert len(node.chain("filter", "LATER", family)) == 1
-        assert in_force(daemon)
-        assert events(daemon, "recovered")
-
-
-def test_the_backend_is_the_one_of_the_hint_chain_and_follows_it(node: Node) -> None:
-    """Whatever plain `iptables` is: kubelet's hint counts."""
-    mine: BackendName = node.backend
-    other: BackendName = "legacy" if mine == "nft" else "nft"
-    hint = "KUBE-IPTABLES-HINT"
-    node.run(f"iptables-{other} -w -t mangle -N {hint}")
-    config = CONFIG.replace('"1h"', '"1s"')
-    with Daemon(node, config) as daemon:
-        daemon.wait_ready()
-        assert ask(daemon, "status")["backend"] == other
-        assert "NODEWALL" in node.rules(backend=other)
-        assert "NODEWALL" not in node.rules(backend=mine)
-        node.run(f"iptables-{other} -w -t mangle -X {hint}; iptables-{mine} -w -t mangle -N {hint}")
-        wait_for(lambda: ask(daemon, "status")["backend"] == mine, what="the move")
-        wait_for(lambda: "NODEWALL" not in node.rules(backend=other), what="the old rules to go")
-        assert "NODEWALL" in node.rules(backend=mine)
-        assert "NODEWALL" not in node.rules("ipv6", backend=other)
-        wait_in_force(daemon)
-        assert any("NODEWALL" not in e["what"] and hint in e["what"] for e in events(daemon, "reload"))
-
-
-def test_without_a_hint_it_stays_with_the_backend_used_last(node: Node) -> None:
-    other: BackendName = "legacy" if node.backend == "nft" else "nft"
-    config = CONFIG.replace("[daemon]", f'[daemon]\nbackend = "{other}"')
-    with Daemon(node, config) as daemon:
-        daemon.wait_ready()
-        daemon.stop()
-        daemon.configure(CONFIG)
-        daemon.start()
-        daemon.wait_ready()
-        assert ask(daemon, "status")["backend"] == other
-        assert in_force(daemon)
-
-
-# --- families fail apart
-
-
-@pytest.mark.parametrize(("broken", "sound"), [("ipv6", "ipv4"), ("ipv4", "ipv6")])
-def test_a_family_without_tools_does_not_harm_the_other(kube_node: Node, broken: FamilyName, sound: FamilyName) -> None:
-    serve_cluster(kube_node)
-    fake = kube_node.directory / "fake"
-    fake.mkdir()
-    for backend in ("nft", "legacy"):
-        for action in ("", "-save", "-restore"):
-            program = fake / f"{TOOLS[broken]}-{backend}{action}"
-            program.write_text("#!/bin/sh\necho 'no tools here' >&2\nexit 1\n")
-            program.chmod(0o755)
-    env = {"PATH": f"{fake}:{kube_node.environment()['PATH']}"}
-    with Daemon(kube_node, CONFIG, env=env) as daemon:
-        daemon.wait_ready()
-        status = ask(daemon, "status")
-        assert status["state"] == "degraded"
-        assert any(reason.startswith(f"{broken}: ") and "no tools here" in reason for reason in status["reasons"])
-        assert not any(reason.startswith(f"{sound}: ") for reason in status["reasons"])
-        assert status["families"] == {sound: "enforcing", broken: "degraded"}
-        probes = [
-            Probe("client", (layout.NODE.of(sound), NODEPORT), source.of(sound))
-            for source in (layout.STRANGER, layout.ALLOWED)
-        ]
-        assert [answer.open for answer in connect_all(kube_node, probes)] == [False, True]
-        since = last_time(daemon)
-        asleep(daemon)
-        daemon.signal(signal.SIGSTOP)  # both at one look
-        for tool in TOOLS.values():
-            kube_node.run(f"{tool} -w 5 -t mangle -F PREROUTING")
-        daemon.signal(signal.SIGCONT)
-        wait_events(daemon, lambda seen: any(e["family"] == sound for e in seen), "repair", since=since)
-        assert not connect_all(kube_node, probes[:1])[0].open
-        assert daemon.reload(CONFIG + '[[port]]\nname = "more"\nports = [7]\n').returncode == 0
-        assert "--dport 7 " in kube_node.rules(sound)
-
-
-def test_a_native_rule_in_a_table_of_ip6tables_does_not_harm_ipv4(laboratory: None) -> None:
-    """iptables-nft-save then prints "incompatible", exits 0 and shows nothing: never taken for "our rules are gone"."""
-    with Node("nft") as node:
-        node.load(_capture())
-        serve_cluster(node)
-        with Daemon(node, CONFIG) as daemon:
-            daemon.wait_ready()
-            six = _ours_in_nft(node)
-            node.run(["nft", "insert rule ip6 mangle PREROUTING ct mark 0x5 accept"])
-            assert "incompatible" in node.run("ip6tables-save 2>&1").stdout
-            # Its text needs not be known to stand above it again, nor does iptables.
-            wait_for(lambda: "NODEWALL" in _first_rule(node, "ip6 mangle PREROUTING"), what="our jump above it")
-            assert ask(daemon, "status")["state"] == "enforcing"
-            # A daemon that starts must read what there is.
-            daemon.stop()
-            daemon.start()
-            daemon.wait_ready()
-            wait_for(lambda: ask(daemon, "status")["state"] == "degraded", what="the trouble to be told")
-            status = ask(daemon, "status")
-            assert all(reason.startswith("ipv6: ") for reason in status["reasons"])
-            assert "ip6tables-nft" in " ".join(status["reasons"])  # in the tool's own words
-            since = last_time(daemon)
-            node.run("iptables -w -t mangle -F PREROUTING")
-            wait_events(daemon, lambda seen: any(e["family"] == "ipv4" for e in seen), "repair", since=since)
-            assert not connect(node, "client", source=layout.STRANGER.ipv4, to=(layout.NODE.ipv4, NODEPORT)).open
-            # What stood in ip6tables stands there still, and recovers by itself.
-            assert _ours_in_nft(node) == six
-            handle = re.search(r"ct mark .*# handle (\d+)", node.run("nft -a list chain ip6 mangle PREROUTING").stdout)
-            assert handle
-            node.run(f"nft delete rule ip6 mangle PREROUTING handle {handle[1]}")
-            wait_for(lambda: ask(daemon, "status")["state"] == "enforcing", what="recovery")
-            assert in_force(daemon)
-
-
-def _ours_in_nft(node: Node) -> list[str]:
-    """Our rules in IPv6 mangle as nft prints them, without counters, and without the comments that only it can see."""
-    listed = node.run("nft list table ip6 mangle").stdout.splitlines()
-    return [re.sub(r'packets \d+ bytes \d+| comment ".*"', "", line).strip() for line in listed if "NODEWALL" in line]
-
-
-def _first_rule(node: Node, chain: str) -> str:
-    return node.run(f"nft list chain {chain}").stdout.splitlines()[3]
-
-
-def _capture() -> str:
-    return str(CAPTURES / CAPTURE)

@@ -24,12 +24,10 @@ from lab.waiting import wait_for
 pytestmark = pytest.mark.kernel
 
 CAPTURE = "kp126+felix3264-insert-{backend}-3svc"
-# Nothing in these tests may wait for it: what is put right is put right because it was noticed.
-RESYNC = "1h"
 
 CONFIG = f"""
 [daemon]
-resync = "{RESYNC}"
+resync = "1h"  # nothing here may wait for it: what is put right was noticed
 
 [set.cluster_nodes]
 entries = ["172.18.10.1", "172.18.10.2", "172.18.10.3", "fd00:18::/64"]
@@ -378,7 +376,7 @@ def test_a_disturbance_while_the_daemon_stands_still_is_repaired_when_it_goes_on
 def set_pair(laboratory: None, request: pytest.FixtureRequest) -> Iterator[Pair]:
     backend: BackendName = request.param
     with Node(backend) as node:
-        yield Pair(node, node, Daemon(node, CONFIG.replace(f'"{RESYNC}"', '"1s"')).wait_ready())
+        yield Pair(node, node, Daemon(node, CONFIG.replace('"1h"', '"1s"')).wait_ready())
 
 
 SET_CASES = {
