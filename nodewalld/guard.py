@@ -12,20 +12,9 @@ from dataclasses import dataclass, field
 
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
 from nodewalld.core.events import Count, Reason
+from nodewalld.core.observed import Learned, Observed, read_back, shallow_chains, stray_targets, targets, wanted_chains
 from nodewalld.core.pacing import Pacer, taken
-from nodewalld.core.plan import (
-    Change,
-    Learned,
-    Observed,
-    TablePlan,
-    plan,
-    plan_moves,
-    read_back,
-    shallow_chains,
-    stray_targets,
-    targets,
-    wanted_chains,
-)
+from nodewalld.core.plan import Change, TablePlan, plan, plan_moves
 from nodewalld.core.ruletext import target_of
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import NOWHERE, Fingerprint, Firewall, FirewallError

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nodewalld.core.plan import Learned
+from nodewalld.core.observed import Learned
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.service.state import StateFolder
 

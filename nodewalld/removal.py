@@ -7,7 +7,7 @@ foreign chain that was made for a `[[jump]]`, which goes with its jumps as long 
 from collections.abc import Callable, Iterable
 
 from nodewalld.core.desired import OWN_PREFIX
-from nodewalld.core.plan import Observed
+from nodewalld.core.observed import Observed
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import ORDER, Guard
 from nodewalld.kernel.firewall import Firewall, FirewallError

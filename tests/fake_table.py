@@ -3,7 +3,7 @@
 Checked against the real tools by `test_plan_kernel.py`, which runs the same plans through both.
 """
 
-from nodewalld.core.plan import Observed
+from nodewalld.core.observed import Observed
 from nodewalld.core.ruletext import Rule, split
 from nodewalld.core.words import Table
 

@@ -7,7 +7,8 @@ from test_plan import FOREIGN, desired, own, planned, worlds
 from nodewalld.core.config import Place, Position
 from nodewalld.core.desired import DesiredTable, Line, OwnChain
 from nodewalld.core.difference import ChainChange, differences
-from nodewalld.core.plan import Learned, plan
+from nodewalld.core.observed import Learned
+from nodewalld.core.plan import plan
 from nodewalld.core.ruletext import untagged
 from nodewalld.core.words import Family, Table
 

@@ -20,7 +20,8 @@ from lab.layout import FAMILIES, FamilyName
 from lab.node import TOOLS, Node
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import Desired, DesiredTable, Placement
-from nodewalld.core.plan import Observed, TablePlan
+from nodewalld.core.observed import Observed
+from nodewalld.core.plan import TablePlan
 from nodewalld.core.words import Family, Table
 from nodewalld.guard import Guard, Settled
 from nodewalld.kernel.firewall import FirewallError, NftFirewall

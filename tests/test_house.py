@@ -84,7 +84,6 @@ HOMES = {
 }
 LINES = 450
 LONGER = {
-    "nodewalld/core/plan.py",
     "tests/test_ctl.py",
     "tests/test_lifecycle.py",
     "tests/test_lints.py",

@@ -20,7 +20,8 @@ from nodewalld.core.decide import decide
 from nodewalld.core.desired import DesiredTable
 from nodewalld.core.environment import Environment
 from nodewalld.core.iptables.render import render as render_desired
-from nodewalld.core.plan import Learned, plan
+from nodewalld.core.observed import Learned
+from nodewalld.core.plan import plan
 from nodewalld.core.ruletext import Rule, join
 from nodewalld.core.words import Family, Table
 from nodewalld.importing.account import Account, account

@@ -21,7 +21,8 @@ from lab.node import Node
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import Desired
 from nodewalld.core.events import Culprit
-from nodewalld.core.plan import Observed, TablePlan
+from nodewalld.core.observed import Observed
+from nodewalld.core.plan import TablePlan
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.guard import Guard
 from nodewalld.kernel.culprit import LINGER, outlast

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import DesiredTable, Line, OwnChain, Placement
 from nodewalld.core.events import Reason
-from nodewalld.core.plan import Learned, TablePlan, plan
+from nodewalld.core.observed import Learned
+from nodewalld.core.plan import TablePlan, plan
 from nodewalld.core.position import room
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.steps import Delete, Insert

@@ -9,7 +9,8 @@ from test_plan import ANCHORS, FOREIGN, desired, planned
 from lab.node import Node
 from nodewalld.core.config import Place, Position
 from nodewalld.core.desired import DesiredTable
-from nodewalld.core.plan import Learned, Observed, plan
+from nodewalld.core.observed import Learned, Observed
+from nodewalld.core.plan import plan
 from nodewalld.core.ruletext import split
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.firewall import parse_chains, tool

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nodewalld.core.config import Anchor, AnchorKind, Place, Position
 from nodewalld.core.desired import DesiredTable, Line, OwnChain, Placement
-from nodewalld.core.plan import Learned, plan
+from nodewalld.core.observed import Learned
+from nodewalld.core.plan import plan
 from nodewalld.core.ruletext import Rule, join
 from nodewalld.core.tracing.header import Header, parse
 from nodewalld.core.tracing.path import QUIET, Kind, Path, Paths, Sighting, Spot

@@ -10,7 +10,8 @@ from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 from nodewalld.core.desired import PLACED, DesiredTable
-from nodewalld.core.plan import Observed, TablePlan
+from nodewalld.core.observed import Observed
+from nodewalld.core.plan import TablePlan
 from nodewalld.core.ruletext import Rule, split
 from nodewalld.core.steps import Command, Delete, Insert, Step, chain_of
 from nodewalld.core.words import Family, Table

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from nodewalld.core.desired import OWN_PREFIX
-from nodewalld.core.plan import Observed, TablePlan
+from nodewalld.core.observed import Observed
+from nodewalld.core.plan import TablePlan
 from nodewalld.core.ruletext import Rule
 from nodewalld.core.words import Backend, Family, Table
 from nodewalld.kernel.lockwatch import LOCK_FILE, LOCK_FILE_VARIABLE, LockTimeout, XtablesLock
