@@ -203,23 +203,22 @@ class Daemon:
                 wake = self._answer(since)
                 if wake is None and sources == {self._witness.events} and noticed < due:
                     return  # others' transactions that don't concern us: on a busy node they are most of what is heard
+                self._urgency.end()
                 self._react(sources, since, wake)
                 self._failed = False
             except Exception as error:  # the top of the loop: whatever it was, the next event gets its chance
                 self._failed = True
+                self._urgency.end()
                 _log.exception(f"A pass failed: {type(error).__name__}: {error}; trying again soon")
             self._after_pass()
             self._write_metrics(noticed)
 
     def _answer(self, since: float) -> Wake | None:
         """Hear of transactions, and put right what one message can, before anything else."""
-        try:
-            wake = self._witness.heard(since)
-            if wake and self._ready:
-                self._reconciler.strike(wake)
-            return wake
-        finally:
-            self._urgency.end()
+        wake = self._witness.heard(since)
+        if wake and self._ready:
+            self._reconciler.strike(wake)
+        return wake
 
     def _react(self, sources: set[Any], noticed: float, wake: Wake | None) -> None:
         if self._bell in sources:

@@ -117,11 +117,12 @@ class Reconciler:
 
     def take_own_ports(self) -> frozenset[int]:
         """Process ids (netlink port ids) of our own writers since the last call; later they may be another's."""
-        guards = {*self._guards.values(), *(self._opened.guards.values() if self._opened else ())}
-        ports = frozenset(pid for guard in guards for pid in guard.own_pids)
-        for guard in guards:
-            guard.own_pids.clear()
-        return ports
+        ports: set[int] = set()
+        for world in (self._world, self._opened):
+            for guard in world.guards.values() if world else ():
+                ports |= guard.own_pids
+                guard.own_pids.clear()
+        return frozenset(ports)
 
     def family_reasons(self, family: Family) -> tuple[str, ...]:
         """Why the rules of a family are not all in force as meant."""

@@ -20,7 +20,7 @@ class Urgency:
     def __init__(self) -> None:
         self._usual = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
         self._granted = self._usual == os.SCHED_OTHER  # else somebody has chosen for us
-        self._frozen = False
+        self._frozen = self._urgent = False
 
     def begin(self) -> None:
         """Be urgent until `end`."""
@@ -29,11 +29,15 @@ class Urgency:
             gc.collect()
             gc.freeze()
             self._frozen = True
-        self._take(os.SCHED_RR, _PRIORITY)
+        if not self._urgent:
+            self._take(os.SCHED_RR, _PRIORITY)
+            self._urgent = True
 
     def end(self) -> None:
         """Be no more urgent than others."""
-        self._take(self._usual, 0)
+        if self._urgent:
+            self._take(self._usual, 0)
+            self._urgent = False
 
     def _take(self, policy: int, priority: int) -> None:
         if self._granted:

@@ -9,8 +9,8 @@ a loop that hangs is not.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -28,6 +28,21 @@ SLEEP_GRACE = 5.0
 class _Promise(NamedTuple):
     until: float
     what: str
+
+
+class _Under:
+    """A promise for as long as a block lasts. No generator: on the way to a repair each call counts."""
+
+    __slots__ = ("_heart", "_seconds", "_what")
+
+    def __init__(self, heart: "Heart", what: str, seconds: float) -> None:
+        self._heart, self._what, self._seconds = heart, what, seconds
+
+    def __enter__(self) -> None:
+        self._heart.promise(self._what, self._seconds)
+
+    def __exit__(self, *_: object) -> None:
+        self._heart.keep()
 
 
 class Heart:
@@ -59,14 +74,11 @@ class Heart:
             if len(self._promises) == 1:
                 self._promises[0] = self._new("the turn of the main loop", TURN_LIMIT)
 
-    @contextmanager
-    def working(self, limit: float = 30.0, what: str = "a pass") -> Iterator[None]:
+    def working(self, limit: float = 30.0, what: str = "a pass") -> AbstractContextManager[None]:
         """Around work that may take up to `limit` seconds."""
-        with self._under(what, limit):
-            yield
+        return _Under(self, what, limit)
 
-    @contextmanager
-    def sleeping(self, timeout: float) -> Iterator[None]:
+    def sleeping(self, timeout: float) -> AbstractContextManager[None]:
         """Around a wait that the kernel ends after `timeout` seconds at the latest.
 
         A wait of more than `longest_sleep` is refused with ValueError: a loop that has died in it would be
@@ -75,8 +87,7 @@ class Heart:
         longest = self.longest_sleep
         if timeout < 0 or (longest is not None and timeout > longest):
             raise ValueError(f"a sleep of {timeout:g} s is not within {longest or 0:g} s (half the watchdog's)")
-        with self._under("a sleep", timeout + SLEEP_GRACE):
-            yield
+        return _Under(self, "a sleep", timeout + SLEEP_GRACE)
 
     def pulse(self) -> bool:
         """Feed if every promise is kept; whether it did. The thread calls this; so do tests."""
@@ -115,21 +126,18 @@ class Heart:
     def _new(self, what: str, seconds: float) -> _Promise:
         return _Promise(self._clock() + seconds, what)
 
-    @contextmanager
-    def _under(self, what: str, seconds: float) -> Iterator[None]:
-        # While a promise stands, the one of the turn is at rest: it begins anew when the outermost has ended.
+    def promise(self, what: str, seconds: float) -> None:
+        """Stand under one more promise; that of the turn is at rest until the outermost has ended."""
         with self._guard:
-            outermost = len(self._promises) == 1
-            if outermost:
+            if len(self._promises) == 1:
                 self._promises[0] = _Promise(float("inf"), "")
             self._promises.append(self._new(what, seconds))
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._promises.pop()
-            if outermost:
-                self.beat()
+
+    def keep(self) -> None:
+        """The last promise is kept; behind the outermost that of the turn begins anew."""
+        with self._guard:
+            self._promises.pop()
+        self.beat()
 
     def _run(self) -> None:
         assert self._interval is not None  # noqa: S101 - start() asked
