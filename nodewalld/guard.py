@@ -7,7 +7,7 @@ its tool prints what we wrote.
 
 import errno
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nodewalld.core.desired import OWN_PREFIX, Desired, DesiredTable
@@ -26,6 +26,7 @@ ORDER = (Table.SECURITY, Table.FILTER, Table.NAT, Table.RAW, Table.MANGLE)
 ANCHOR_PATIENCE = 1.0
 """Seconds for which a vanished anchor moves nothing downwards: its owner may be about to put it back."""
 
+_MOVES_MAX = 64  # plans remembered by table; what an eager neighbour brings beyond that is planned each time
 _ATTEMPTS = 4
 _STALE_ATTEMPTS = 8  # then the tool writes, which makes up with whoever is quicker by itself
 _RESTLESS_PAUSE = 0.1  # seconds until another try, should no event come
@@ -70,6 +71,7 @@ class _TableState:
     fingerprint: Fingerprint = _UNSEEN
     sound: Observed | None = None
     strike: _Strike | None = None
+    moves: dict[Hashable, TablePlan] = field(default_factory=dict)
     plan: TablePlan | None = None
     error: str = ""
     busy: bool = False
@@ -118,6 +120,7 @@ class Guard:
     def desired(self, desired: Desired) -> None:
         """What is wanted anew counts as never looked at, until it has been settled."""
         for table, state in self._tables.items():
+            state.moves.clear()
             same = self._desired.tables.get(table) == desired.tables.get(table)
             if not same or self._desired.yield_to != desired.yield_to:
                 state.fingerprint, state.sound = _UNSEEN, None
@@ -230,7 +233,11 @@ class Guard:
             return
         observed = Observed({**state.sound.chains, **found.chains}, found.handles)
         learned = self.learned.get(table, Learned())
-        planned = plan_moves(self.family, table, desired, observed, learned, self.desired.yield_to, chains)
+        # Who disturbs has done so before, as a rule: then what to do is known.
+        seen = frozenset(observed.chains), *((name, *[rule.text for rule in found.chains[name]]) for name in chains)
+        planned = state.moves.get(seen) or plan_moves(
+            self.family, table, desired, observed, learned, self.desired.yield_to, chains
+        )
         if not planned.steps or planned.unmet or self._put_off(planned, observed):
             return
         try:
@@ -241,6 +248,8 @@ class Guard:
         for chain, takers in taken(planned.changes).items():
             self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
         state.strike = _Strike(planned.changes, noticed, done, generation + 1)
+        if len(state.moves) < _MOVES_MAX:
+            state.moves[seen] = planned
 
     def preview(self, table: Table) -> tuple[TablePlan, Observed]:
         """What `settle` would do to a table, without doing it, and what it is planned from, foreign rules in full."""
@@ -325,6 +334,7 @@ class Guard:
         """Take it that something of ours may stand in these chains."""
         known = self.learned.get(table, Learned()).prints
         self.learned[table] = Learned({**known, **{f"{name} ": ("", ()) for name in chains}})
+        self._tables[table].moves.clear()
 
     def _written_chains(self, table: Table) -> frozenset[str]:
         """The chains that we are known to have written to."""
@@ -348,7 +358,10 @@ class Guard:
         return self.firewall.observe(table, names | strays, shallow) if strays else observed
 
     def _learn(self, table: Table, desired: DesiredTable, observed: Observed) -> None:
-        self.learned[table] = Learned(dict(read_back(table, desired, observed)))
+        learned = Learned(dict(read_back(table, desired, observed)))
+        if learned != self.learned.get(table):
+            self.learned[table] = learned
+            self._tables[table].moves.clear()
 
     def _plan(self, table: Table, desired: DesiredTable, observed: Observed, state: _TableState) -> TablePlan:
         learned, yield_to = self.learned.get(table, Learned()), self.desired.yield_to

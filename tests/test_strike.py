@@ -22,7 +22,7 @@ from lab.daemon import Daemon
 from lab.node import Node
 from lab.waiting import wait_for
 from nodewalld.core.config import Place, Position
-from nodewalld.core.desired import DesiredTable
+from nodewalld.core.desired import Desired, DesiredTable
 from nodewalld.core.events import Reason
 from nodewalld.core.words import Family, Table
 from nodewalld.kernel.firewall import FirewallError
@@ -145,6 +145,24 @@ def test_a_strike_is_told_of_also_when_the_look_after_it_fails() -> None:
         reasons = {change.reason for change in here.settle("fast").changes}
         assert reasons == {Reason.DISPLACED, Reason.CHANGED}
         assert not here.guards["fast"].settle(Table.FILTER).changes
+
+
+@in_own_namespace
+def test_what_was_planned_for_another_wish_is_planned_anew() -> None:
+    with world(Family.IPV4, table(FIRST, EARLY)) as here, hearing(here) as strike:
+        guard = here.guards["fast"]
+        for positions in ((FIRST, EARLY), (LAST, FIRST), (EARLY, FIRST)):
+            guard.desired = Desired(Family.IPV4, {Table.FILTER: table(*positions)}, (), ("cali-*",))
+            guard.settle(Table.FILTER, everything=True)
+            here.run("{t} -A FORWARD -p tcp", "{t} -D FORWARD -p tcp")
+            strike()
+            for _ in range(2):
+                here.run("{t} -I FORWARD -j ACCEPT")
+                assert strike() == 1
+                assert guard.preview(Table.FILTER)[0].steps == ()
+                here.run("{t} -D FORWARD -j ACCEPT")
+                strike()
+                here.settle("fast")
 
 
 @in_own_namespace
