@@ -149,18 +149,19 @@ def test_a_strike_is_told_of_also_when_the_look_after_it_fails() -> None:
 
 @in_own_namespace
 def test_what_was_planned_for_another_wish_is_planned_anew() -> None:
-    with world(Family.IPV4, table(FIRST, EARLY)) as here, hearing(here) as strike:
+    with world(Family.IPV4, table(EARLY)) as here, hearing(here) as strike:
         guard = here.guards["fast"]
-        for positions in ((FIRST, EARLY), (LAST, FIRST), (EARLY, FIRST)):
-            guard.desired = Desired(Family.IPV4, {Table.FILTER: table(*positions)}, (), ("cali-*",))
+        here.run("{t} -N cali-FORWARD")
+        for yield_to, struck in (((), 1), (("cali-*",), 0), ((), 1)):
+            guard.desired = Desired(Family.IPV4, {Table.FILTER: table(EARLY)}, (), yield_to)
             guard.settle(Table.FILTER, everything=True)
             here.run("{t} -A FORWARD -p tcp", "{t} -D FORWARD -p tcp")
             strike()
             for _ in range(2):
-                here.run("{t} -I FORWARD -j ACCEPT")
-                assert strike() == 1
+                here.run("{t} -I FORWARD -j cali-FORWARD")
+                assert strike() == struck
                 assert guard.preview(Table.FILTER)[0].steps == ()
-                here.run("{t} -D FORWARD -j ACCEPT")
+                here.run("{t} -D FORWARD -j cali-FORWARD")
                 strike()
                 here.settle("fast")
 
