@@ -211,23 +211,19 @@ def test_a_table_that_is_refused_harms_no_other(node: Node, programs: Programs) 
         assert "security" in programs.rules("ipv6")
 
 
-def test_what_comes_into_force_late_is_the_last_good_configuration_from_then_on(
-    node: Node, programs: Programs, daemon: Daemon
-) -> None:
-    def is_good() -> bool:
-        return "turned" in (daemon.state_directory / "last-good.json").read_text()
-
-    daemon.start()
-    daemon.wait_ready()
-    daemon.stop()
-    programs.refuse(f"ip6tables-{node.backend}-restore", "nat")
-    daemon.configure(CONFIG + REDIRECT)
-    daemon.start()
-    daemon.wait_ready()
-    assert not is_good()
-    programs.show()
-    heals(daemon)
-    assert is_good()
+def test_what_comes_into_force_late_is_the_last_good_configuration_from_then_on(node: Node, programs: Programs) -> None:
+    with Daemon(node, CONFIG) as daemon:
+        good = daemon.state_directory / "last-good.json"
+        daemon.wait_ready()
+        daemon.stop()
+        programs.refuse(f"ip6tables-{node.backend}-restore", "nat")
+        daemon.configure(CONFIG + REDIRECT)
+        daemon.start()
+        daemon.wait_ready()
+        assert "turned" not in good.read_text()
+        programs.show()
+        heals(daemon)
+        assert "turned" in good.read_text()
 
 
 def test_a_reload_that_needs_a_refused_table_for_the_first_time_changes_nothing(node: Node, programs: Programs) -> None:
