@@ -1,7 +1,7 @@
 """A hundred thousand foreign transactions as fast as they go: does anything grow?
 
-Law: a line is fitted over the last 90 %, and it must not rise. What has a bound (the history, caches) is filled before by
-the same again and again.
+Law: a line is fitted over the last 90 %, and it must not rise. What has a bound (the history, caches) is filled before,
+by the same again and again.
 """
 
 from bench.figures import Line, fitted, median
