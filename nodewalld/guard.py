@@ -244,10 +244,7 @@ class Guard:
             self.own_pids.add(self.firewall.apply(planned, observed, generation))
         except (Stale, FirewallError):
             return
-        done = self._clock()
-        for chain, takers in taken(planned.changes).items():
-            self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
-        state.strike = _Strike(planned.changes, noticed, done, generation + 1)
+        state.strike = _Strike(planned.changes, noticed, self._moved(planned, observed), generation + 1)
         if len(state.moves) < _MOVES_MAX:
             state.moves[seen] = planned
 
@@ -283,8 +280,6 @@ class Guard:
         state.pinned = frozenset() if everything else state.pinned
         state.sound = None
         while commits < _ATTEMPTS:
-            if commits:
-                self._meanwhile()
             fingerprint = self._fingerprint(table) if table in self.desired.tables else _UNSEEN
             before = self.firewall.stamp()
             observed = self._observe(table, names)
@@ -322,13 +317,19 @@ class Guard:
             self.made |= {(table, command[3:]) for command in planned.commands if command.startswith("-N ")}
             stamp = self.firewall.stamp()
             clean = stamp == 0 or stamp == before + 1
-            done, commits = self._clock(), commits + 1
-            if not planned.moves_only:  # who replaced chains of ours may have left others behind
-                names |= self.firewall.own_chains(table)
-            for chain, takers in taken(planned.changes).items() if not everything else ():
-                self.pacer.moved((table, chain), observed.chains.get(chain, ()), takers, done)
+            done, commits = self._clock() if everything else self._moved(planned, observed), commits + 1
+            if not planned.moves_only:
+                self._meanwhile()  # a program has run
+                names |= self.firewall.own_chains(table)  # who replaced chains of ours may have left others behind
         state.fingerprint = _UNSEEN
         return Settled(table, tuple(changes), done, commits, since, restless=True)
+
+    def _moved(self, planned: TablePlan, observed: Observed) -> float:
+        """Remember who has been answered by a commit; when that was."""
+        done = self._clock()
+        for chain, takers in taken(planned.changes).items():
+            self.pacer.moved((planned.table, chain), observed.chains.get(chain, ()), takers, done)
+        return done
 
     def wrote(self, table: Table, chains: Iterable[str]) -> None:
         """Take it that something of ours may stand in these chains."""

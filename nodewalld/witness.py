@@ -38,7 +38,7 @@ class _News:
 
 @dataclass(frozen=True)
 class _Names:
-    """Who wrote these, asked but once."""
+    """Who wrote these, asked but once. (Making a `functools.cache` takes some twenty calls.)"""
 
     news: list[_News]
 

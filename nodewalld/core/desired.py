@@ -1,7 +1,7 @@
 """What should stand in one family: our chains, our rules in foreign chains, our sets. Values only.
 
 `Line.text` and `Placement.text` are what iptables-restore takes after `-A CHAIN`, our tag included. They are never
-compared with what the kernel prints; see `Learned` in `nodewalld.core.plan`.
+compared with what the kernel prints; see `Learned` in `nodewalld.core.observed`.
 """
 
 from collections.abc import Mapping
