@@ -13,9 +13,10 @@ import errno
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from nodewalld.core.words import Family
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import (
     BODY,
     NFPROTO,
@@ -61,7 +62,7 @@ class Flow:
     """The attributes that name this flow to the kernel, and no other."""
 
 
-class Conntrack:
+class Conntrack(Closing):
     """Lists and deletes tracked connections; for one thread."""
 
     def __init__(self) -> None:
@@ -89,12 +90,6 @@ class Conntrack:
     def close(self) -> None:
         """Close the socket."""
         self._deleter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _parse_flow(family: Family, answer: bytes) -> Flow | None:

@@ -13,10 +13,11 @@ import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from nodewalld.core.environment import Environment
 from nodewalld.core.words import Family
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import NetlinkError
 
 _GROUPS = (1, 5, 7, 9, 11)  # RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
@@ -45,7 +46,7 @@ class LinkState:
         return Environment(self.addresses, self.service_addresses, self.default_routes)
 
 
-class LinkEvents:
+class LinkEvents(Closing):
     """Hears of every change to interfaces, addresses and routes, without reading what it was."""
 
     def __init__(self) -> None:
@@ -77,14 +78,8 @@ class LinkEvents:
         """End the subscription."""
         self._socket.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Links:
+class Links(Closing):
     """Takes snapshots through one IPRoute socket, opened at the first and kept."""
 
     def __init__(self) -> None:
@@ -122,12 +117,6 @@ class Links:
         if self._route is not None:
             self._route.close()
             self._route = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _open_iproute() -> Any:

@@ -10,8 +10,9 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import HEADER, NETLINK_NETFILTER, NetlinkError
 
 MANY = 4 << 20
@@ -25,7 +26,7 @@ _SO_RCVBUFFORCE = 33
 T = TypeVar("T")
 
 
-class Listener:
+class Listener(Closing):
     """A socket of netfilter's that hears these groups without waiting; `only` puts a filter in before it does."""
 
     def __init__(
@@ -73,12 +74,6 @@ class Listener:
     def close(self) -> None:
         """Listen no more."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, int]]:

@@ -14,9 +14,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Self
 
 from nodewalld.core.words import Family
+from nodewalld.kernel.closing import Closing
 
 NETLINK_NETFILTER = 12
 SOL_NETLINK = 270
@@ -112,7 +112,7 @@ def string(data: bytes | bytearray, start: int, end: int) -> str:
     return bytes(data[start:end]).rstrip(b"\0").decode(errors="surrogateescape")
 
 
-class NetlinkSocket:
+class NetlinkSocket(Closing):
     """A socket that asks one question at a time and reads the whole answer; the kernel knows it by its `port`.
 
     Not to be shared between threads: answers are told apart by their sequence number alone.
@@ -139,12 +139,6 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket; it can't be used afterwards."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def ask(self, kind: int, flags: int, body: bytes, what: str, needle: bytes = b"") -> list[tuple[int, bytes]]:
         """Send one request and return the answering messages as (type, whole message).

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from select import select
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from nodewalld.core.ruletext import TAG_PREFIX
 from nodewalld.core.words import Family
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import (
     ATTRIBUTE,
     BODY,
@@ -92,7 +93,7 @@ class ChainRule:
     looks_up: bool
 
 
-class NftablesReader:
+class NftablesReader(Closing):
     """Reads chains through one socket, kept open, and listens on others; for one thread.
 
     A chain that concerns us is read again only when a transaction has touched it.
@@ -281,12 +282,6 @@ class NftablesReader:
         for name in ("_events", "_touches"):
             if name in self.__dict__:
                 self.__dict__[name].close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def written_digest(known: Form) -> bytes:

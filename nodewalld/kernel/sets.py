@@ -16,9 +16,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network
-from typing import Self
 
 from nodewalld.core.words import Family, Network
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import (
     BODY,
     NLM_F_ACK,
@@ -95,7 +95,7 @@ class SetHeader:
         return f"{self.type_name} family {_WORDS[self.family]}" if self.family else self.type_name
 
 
-class Sets:
+class Sets(Closing):
     """Reads and replaces ipsets through one socket, kept open, and one program."""
 
     def __init__(self, run: Callable[..., Result] = run_program, sleep: Callable[[float], object] = time.sleep) -> None:
@@ -232,12 +232,6 @@ class Sets:
     def close(self) -> None:
         """Close the socket."""
         self._netlink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _list(self, name: str, flags: int) -> list[bytes]:
         body = netfilter_body(0, _PROTOCOL_VERSION, text(_SETNAME, name), attribute(_FLAGS, U32.pack(flags)))

@@ -8,12 +8,12 @@ process (`nfttrace`, `tracerule`).
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Self
 
 from nodewalld.core.tracing.path import Sighting
 from nodewalld.core.tracing.traffic import Traffic
 from nodewalld.core.words import Backend, Family
 from nodewalld.kernel import nfttrace
+from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.legacylog import LegacyLog, Taken
 from nodewalld.kernel.nfttrace import NoOwner, TraceEvents, TraceTable
 from nodewalld.kernel.tracerule import TraceRule, sweep
@@ -24,7 +24,7 @@ class NoRules(Exception):
     """There is no table that a packet could meet."""
 
 
-class Trace:
+class Trace(Closing):
     """Has packets traced until it is closed. Raises NoRules, Taken, TraceRuleError, NetlinkError or OSError.
 
     `start` is the table of nf_tables in which a trace begins, "" where there is none; `legacy` are the families whose
@@ -89,12 +89,6 @@ class Trace:
     def close(self) -> None:
         """End the trace; nothing of it is left afterwards."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _has_legacy(family: Family) -> bool:

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from typing import Self
 
 from nodewalld.core.words import Family
+from nodewalld.kernel.closing import Closing
 
 _SO_GET_INFO = 64  # IPT_SO_GET_INFO, IP6T_SO_GET_INFO
 _SO_GET_ENTRIES = 65
@@ -67,7 +67,7 @@ class LegacyError(OSError):
         super().__init__(number, f"{what}: {os.strerror(number)}")
 
 
-class LegacyReader:
+class LegacyReader(Closing):
     """Reads the legacy tables of one family through one raw socket, kept open."""
 
     def __init__(self, family: Family) -> None:
@@ -230,12 +230,6 @@ class LegacyReader:
         self._socket.close()
         if "_ipset" in self.__dict__:
             self._ipset.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _walk(self, entries: bytearray, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
         """The entries of a table, or a part of them: (start, offset of the target, offset of the next entry)."""
