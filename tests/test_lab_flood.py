@@ -1,6 +1,7 @@
 """What a flood counts is exact: each packet that passed, and when."""
 
 import time
+from itertools import pairwise
 
 import pytest
 from packets import iptables
@@ -29,6 +30,15 @@ def test_a_flood_counts_every_packet_of_an_open_port(node: Node, family: str, ra
     assert report.ranges() == [(0, report.sent - 1)]
     assert report.errors == {}
     assert report.sent > 50
+
+
+def test_a_flood_has_an_even_pace(node: Node) -> None:
+    flood = Flood(node, "client", to=(layout.NODE.ipv4, 7000), rate=2000).start()
+    begun = time.monotonic()
+    wait_for(lambda: time.monotonic() > begun + 0.2)
+    sent = flood.stop().sent_at
+    even = [0.0003 < later - earlier < 0.0007 for earlier, later in pairwise(sent)]
+    assert sum(even) > len(even) / 2
 
 
 def test_a_flood_to_several_targets_tells_them_apart(node: Node, family: str) -> None:

@@ -1,7 +1,8 @@
 """Thousands of numbered packets a second, and exactly which of them arrived, and when.
 
-Law: the receiving side is emptied after every packet sent. So a packet's time of arrival is true to some tens of
-microseconds, and the count is exact: nothing is ever dropped for want of a buffer.
+Laws: packets go out one by one, at an even pace. The receiving side is emptied after every packet sent: so a packet's
+time of arrival is true to some tens of microseconds, and the count is exact, as nothing is ever dropped for want of a
+buffer.
 """
 
 import array
@@ -118,7 +119,7 @@ class Flooder:
         ports = self._spec["ports"]
         targets = [(to, 0 if raw else port) for to, port in zip(self._to, ports, strict=True)]
         interval = 1.0 / self._spec["rate"]
-        poll = selectors.DefaultSelector()
+        poll = selectors.SelectSelector()  # epoll rounds each wait up to a millisecond: then ten packets come at once
         poll.register(0, selectors.EVENT_READ)
         for sink in self._sinks:
             poll.register(sink, selectors.EVENT_READ)

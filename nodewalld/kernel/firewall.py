@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -125,6 +125,12 @@ def require_tools(families: Iterable[Family], backend: Backend) -> None:
 def _is_ours(rule: Rule) -> bool:
     """Whether it is a rule that we may want to write again: a tagged one, or what a `[[jump]]` writes."""
     return bool(rule.tag) or (len(rule.words) == 2 and bool(rule.target))
+
+
+@lru_cache(maxsize=1024)
+def _leading(chain: str | None) -> Rule:
+    """A foreign rule of which only its target matters."""
+    return Rule(f"-j {chain}" if chain else "")
 
 
 def parse_chains(text: str) -> dict[str, tuple[Rule, ...]]:
@@ -249,11 +255,10 @@ class NftFirewall(_Tools):
         read, handles = {}, {}
         for name in chains:
             held = self._reader.follow(self.family, table.value, name) or ()
-            found = [self._known(table, name, rule, shallow.get(name)) for rule in held]
-            read[name] = rules = tuple([rule for rule in found if rule is not None])
-            handles[name] = tuple([rule.handle for rule in held])
+            rules = [rule for rule in self._known(table, name, held, shallow.get(name)) if rule is not None]
             if not held or len(rules) < len(held):
                 return None
+            read[name], handles[name] = tuple(rules), tuple([rule.handle for rule in held])
         return Observed(read, handles)
 
     def observe_all(self, table: Table) -> Observed:
@@ -270,7 +275,7 @@ class NftFirewall(_Tools):
         new = {
             name: held
             for name, held in looked.items()
-            if held and any(self._known(table, name, rule, shallow.get(name)) is None for rule in held)
+            if held and None in self._known(table, name, held, shallow.get(name))
         }
         if len(new) <= _CHAINWISE or table is Table.NAT:
             return
@@ -288,7 +293,7 @@ class NftFirewall(_Tools):
             if held is None:
                 self._texts.pop((table, name), None)
                 return None
-            found = [self._known(table, name, rule, deep) for rule in held]
+            found = self._known(table, name, held, deep)
             handles = tuple(rule.handle for rule in held)
             if None not in found:
                 return tuple(rule for rule in found if rule is not None), handles
@@ -301,14 +306,19 @@ class NftFirewall(_Tools):
         words = f"chain {name} of table {table} changes faster than it can be read"
         raise FirewallError(words, busy=True, fleeting=True)
 
-    def _known(self, table: Table, name: str, rule: ChainRule, deep: Collection[str] | None) -> Rule | None:
-        """What a rule says, if it is known, or if its target is enough and not one of the `deep` ones (None: all)."""
-        known = self._texts.get((table, name), {}).get(rule.handle)
-        if known and known.digest == rule.digest:
-            return known.rule
-        found = self._contents.get((table, rule.digest)) if not rule.looks_up else None
-        if found is None and deep is not None and not rule.tagged and rule.jump not in deep:
-            return Rule(f"-j {rule.jump}" if rule.jump else "")
+    def _known(
+        self, table: Table, name: str, held: Iterable[ChainRule], deep: Collection[str] | None
+    ) -> list[Rule | None]:
+        """What rules of a chain say, where it is known, or their target is enough and not a `deep` one (None: all)."""
+        texts, found = self._texts.get((table, name), {}), list[Rule | None]()
+        for rule in held:
+            known = texts.get(rule.handle)
+            if known and known.digest == rule.digest:
+                found.append(known.rule)
+                continue
+            said = self._contents.get((table, rule.digest)) if not rule.looks_up else None
+            enough = said is None and deep is not None and not rule.tagged and rule.jump not in deep
+            found.append(_leading(rule.jump) if enough else said)
         return found
 
     def _listed(self, table: Table, name: str) -> tuple[Rule, ...] | None:

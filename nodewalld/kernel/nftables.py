@@ -25,6 +25,7 @@ from nodewalld.kernel.closing import Closing
 from nodewalld.kernel.netlink import (
     ATTRIBUTE,
     BODY,
+    NFGENMSG,
     NFPROTO,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -156,7 +157,8 @@ class NftablesReader(Closing):
         key = family, table, chain
         known = {rule.handle: rule for rule in self._parsed.get(key, {}).values()}
         shown = [answer[BODY:] for answer in self._dump(key) or ()]
-        return tuple([known.get(_handle(content)) or _parse_rule(content) for content in shown]) or None
+        where = len(rules_of(*key)) - NFGENMSG.size
+        return tuple([known.get(_handle(content, where)) or _parse_rule(content) for content in shown]) or None
 
     def _read(self, key: _Where) -> tuple[ChainRule, ...] | None:
         """A chain; what the kernel shows as it did last time, counters and all, isn't parsed again."""
@@ -305,16 +307,12 @@ def _parse_rule(shown: bytes) -> ChainRule:
     return ChainRule(handle, digest.digest(), jump, _TAG in shown, any(each in shown for each in _SETS))
 
 
-def _handle(shown: bytes) -> int:
-    """The handle of a rule; its table and its chain stand before it."""
-    return next(
-        (
-            U64.unpack_from(shown, start)[0]
-            for kind, start, _ in attributes(shown, 0, len(shown))
-            if kind == _RULE_HANDLE
-        ),
-        0,
-    )
+def _handle(shown: bytes, start: int) -> int:
+    """The handle of a rule, which is found from there on: its table and its chain stand before it."""
+    for kind, first, _ in attributes(shown, start, len(shown)):
+        if kind == _RULE_HANDLE:
+            return int(U64.unpack_from(shown, first)[0])
+    return 0
 
 
 def _tally(answer: bytes) -> tuple[int, int]:
