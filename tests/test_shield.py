@@ -214,6 +214,26 @@ def test_entries_of_sets_come_and_go_without_a_rule_being_written(nft_node: Node
     assert daemon.ctl("plan").returncode == 0
 
 
+def test_a_set_that_outgrows_its_room_becomes_a_larger_one_and_nothing_gets_past(nft_node: Node) -> None:
+    many = [f"172.16.{n >> 8}.{n & 255}" for n in range(2000)]
+    daemon = Daemon(nft_node, CONFIG).wait_ready()
+    found: dict[str, tuple[int, int]] = {}
+    table, sizes = handle(nft_node), []
+    with flooded(nft_node, found, "grown and shrunk"):
+        for entries in (many[:40], many, [*many, STRANGER_2.ipv4], []):
+            reload(daemon, CONFIG.replace("entries = [", f"entries = {json.dumps(entries)[:-1]}{', ' * bool(entries)}"))
+            listed = nft_node.run("nft list set inet nodewalld set-friends").stdout
+            sizes.append(int(listed.partition("size ")[2].split()[0]))
+            probe = dial(STRANGER_2, "ipv4", NODE, PORT)
+            assert answer_to(nft_node, probe).verdict is (OPEN if STRANGER_2.ipv4 in entries else TIMEOUT)
+            assert daemon.ctl("plan").returncode == 0
+    assert sizes == [128, 4096, 4096, 64]
+    assert handle(nft_node) == table
+    sent, passed = found["grown and shrunk"]
+    assert sent
+    assert not passed
+
+
 def shown(daemon: Daemon) -> list[dict[str, Any]]:
     """The rows of `nodewallctl show` that are the shield's."""
     return [row for row in json.loads(daemon.ctl("show", "--json").stdout)["rules"] if row["table"] == "shield"]

@@ -31,7 +31,19 @@ from nodewalld.kernel.netlink import (
     text,
 )
 from nodewalld.kernel.nftexpr import commented
-from nodewalld.kernel.shieldbatch import ABOUT, HOOKS, INET, NFT, Content, Request, adopt, refill, rewrite
+from nodewalld.kernel.shieldbatch import (
+    ABOUT,
+    DESC_SIZE,
+    HOOKS,
+    INET,
+    NFT,
+    SET_DESC,
+    Content,
+    Request,
+    adopt,
+    refill,
+    rewrite,
+)
 from nodewalld.kernel.shieldbatch import remove as taking_out
 
 OWNED = 0x2 | 0x4
@@ -194,7 +206,7 @@ class ShieldTable:
             if flags & _MAP:
                 content.maps.add(string(answer, *found[2]))
             else:
-                content.sets[string(answer, *found[2])] = bool(flags & _INTERVAL)
+                content.sets[string(answer, *found[2])] = bool(flags & _INTERVAL), _size(answer, found)
         return content
 
     def _ask(self, kind: int, flags: int, what: str, *parts: bytes) -> list[bytes]:
@@ -288,6 +300,12 @@ def _base(answer: bytes, found: dict[int, tuple[int, int]]) -> Base | None:
     if hook is None or stage is None or policy != _ACCEPT:
         return _FOREIGN
     return Base(hook, stage)
+
+
+def _size(answer: bytes, found: dict[int, tuple[int, int]]) -> int:
+    """The number of elements that a set was made for; 0 where none was told."""
+    told = spans(answer, *found[SET_DESC]) if SET_DESC in found else {}
+    return int(U32.unpack_from(answer, told[DESC_SIZE][0])[0]) if DESC_SIZE in told else 0
 
 
 def _borders(answer: bytes) -> Iterator[tuple[int, bool]]:

@@ -35,6 +35,7 @@ _NEWSETELEM, _DELSETELEM = NFT | 12, NFT | 14
 HOOKS = {Hook.PREROUTING: 0, Hook.INPUT: 1, Hook.FORWARD: 2, Hook.OUTPUT: 3}
 _ACCEPT = 1
 _INTERVAL, _MAP = 0x4, 0x8
+SET_DESC, DESC_SIZE = 9, 1  # NFTA_SET_DESC, NFTA_SET_DESC_SIZE
 _KEYS = {Family.IPV4: (7, 4), Family.IPV6: (8, 16)}  # nft(8)'s numbers for the types of keys, and their lengths
 _PORT_KEY = 13, 2
 _VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
@@ -55,7 +56,7 @@ class Content:
     """What stands in the table: chains, with what makes them base chains; sets of addresses, and maps, by name."""
 
     chains: dict[str, Base | None] = field(default_factory=dict)
-    sets: dict[str, bool] = field(default_factory=dict)  # with whether they hold ranges
+    sets: dict[str, tuple[bool, int]] = field(default_factory=dict)  # whether they hold ranges, and their size
     maps: set[str] = field(default_factory=set)
 
 
@@ -74,7 +75,7 @@ def rewrite(
 ) -> Iterator[Request]:
     """From what stands to a shield; `wanted` and `known` are what its sets shall hold, and hold now."""
     bases = {**{chain.name: chain.base for chain in shield.chains}, ABOUT: None}
-    kept = {entry.name for entry in shield.sets if content.sets.get(entry.name) is entry.ranges}
+    kept = {entry.name for entry in shield.sets if content.sets.get(entry.name) == (entry.ranges, entry.size)}
     yield from _clear(content, bases, kept)
     for name, base in bases.items():
         if name not in content.chains or content.chains[name] != base:
@@ -125,7 +126,8 @@ def _chain(name: str, base: Base | None) -> Request:
 
 def _set(entry: AddressSet, number: int) -> Request:
     kind, length = _KEYS[entry.family]
-    parts = (_number(3, _INTERVAL if entry.ranges else 0), _number(4, kind), _number(5, length), _number(10, number))
+    parts = [_number(3, _INTERVAL if entry.ranges else 0), _number(4, kind), _number(5, length), _number(10, number)]
+    parts += [_sized(entry.size)] if entry.size else []
     return _NEWSET, NLM_F_CREATE, _body(text(2, entry.name), *parts, attribute(13, _BIG_ENDIAN_KEYS))
 
 
@@ -138,8 +140,7 @@ def _map(entry: PortMap, number: int) -> Iterator[Request]:
         _number(6, _VERDICT_TYPE),
     ]
     parts += [_number(7, 0), _number(10, number), attribute(13, _BIG_ENDIAN_KEYS)]
-    # The kernel makes a table of fixed size for a number of elements that it is told.
-    parts += [nested(9, _number(1, len(entry.verdicts)))] if not entry.ranges else []
+    parts += [_sized(len(entry.verdicts))] if not entry.ranges else []
     yield _NEWSET, NLM_F_CREATE, _body(text(2, entry.name), *parts)
     verdicts = entry.verdicts
     elements = [each for ports, verdict in verdicts for each in port_elements(ports, verdict, ranges=entry.ranges)]
@@ -162,6 +163,11 @@ def _in_chunks(kind: int, name: str, elements: list[bytes]) -> Iterator[Request]
 def _rule(chain: str, content: bytes, words: str) -> Request:
     told = attribute(7, comment(words)) if words else b""
     return _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, _body(text(2, chain), nested(4, content), told)
+
+
+def _sized(elements: int) -> bytes:
+    """The kernel makes a table of fixed size for a number of elements that it is told."""
+    return nested(SET_DESC, _number(DESC_SIZE, elements))
 
 
 def _number(kind: int, value: int) -> bytes:

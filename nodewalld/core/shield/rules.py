@@ -20,6 +20,9 @@ Spans = tuple[tuple[int, int], ...]
 LOG_RATE, LOG_BURST = 5, 10  # packets a second, and at once; as the LOG rules of iptables have it
 
 
+_SIZE_MIN = 64  # addresses
+
+
 class Hook(StrEnum):
     """Where in the kernel a base chain is asked."""
 
@@ -277,6 +280,15 @@ class AddressSet:
         ranges = not networks or any(network.prefixlen != network.max_prefixlen for network in networks)
         return cls(name, family, networks, ranges)
 
+    @property
+    def size(self) -> int:
+        """How many addresses to make room for; 0 for ranges.
+
+        The kernel finds an address faster in a table of fixed size. There is room for as many again, so a set becomes
+        another one only when it has grown, or shrunk, by far.
+        """
+        return 0 if self.ranges else max(1 << (2 * len(self.networks) - 1).bit_length(), _SIZE_MIN)
+
     def spans(self) -> Spans:
         """What it holds; of ranges, what overlaps or touches is one."""
         if not self.ranges:
@@ -329,7 +341,8 @@ class Shield:
         yield f"table inet {TABLE} {{"
         for entry in self.sets:
             kind = "ipv4_addr" if entry.family is Family.IPV4 else "ipv6_addr"
-            yield f"  set {entry.name} {{ type {kind};{' flags interval;' if entry.ranges else ''} }}"
+            found = "flags interval" if entry.ranges else f"size {entry.size}"
+            yield f"  set {entry.name} {{ type {kind}; {found}; }}"
         for each in self.maps:
             flags = " flags interval;" if each.ranges else ""
             yield f"  map {each.name} {{ type inet_service : verdict;{flags} elements = {{ {each} }}; }}"
