@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from bench.figures import median
-from bench.results import Outcome, Result, Scale
+from bench.results import FULL, Outcome, Result, Scale
 from bench.stage import Stage
 from lab.daemon import Daemon
 from lab.layout import ALLOWED, BEYOND
@@ -20,7 +20,7 @@ from nodewalld.service import client
 
 _PORTS, _FIRST = 100, 20_000
 _JUDGED = 20_050  # judged, and allowed by the set
-_TIMES = {"udp": 15_000, "tcp": 3_000}
+_TIMES = {"udp": 60_000, "tcp": 15_000}  # of a full run: about a second each
 _WHAT = {"udp": "a datagram of 64 bytes", "tcp": "64 KiB of a stream"}
 _MODES = "auto", "off"
 
@@ -29,6 +29,7 @@ def cost(stage: Stage, scale: Scale) -> Outcome:
     """Processor time for a small datagram, and for a piece of a TCP stream."""
     entries = min(10_000, scale.set_size)
     set_file = "\n".join(f"10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32" for n in range(entries)) + "\n"
+    counts = {protocol: times * scale.runs // FULL.runs for protocol, times in _TIMES.items()}
     spent: dict[tuple[str, str], list[float]] = {(p, mode): [] for p in _TIMES for mode in _MODES}
     with Node("nft") as node, stage.daemon(node, _configuration(node, set_file)) as daemon, ExitStack() as stack:
         for protocol in _TIMES:
@@ -36,7 +37,7 @@ def cost(stage: Stage, scale: Scale) -> Outcome:
         for number in range(max(scale.runs * 4 // 3, 3) + 1):
             for mode in _MODES if number % 2 else reversed(_MODES):
                 _set(daemon, mode)
-                for protocol, times in _TIMES.items():
+                for protocol, times in counts.items():
                     one = _sent(node, protocol, times) / times * 1e6
                     if number:  # the first pair warms up
                         spent[protocol, mode].append(one)
