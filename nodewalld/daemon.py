@@ -202,7 +202,10 @@ class Daemon:
             try:
                 wake = self._answer(since)
                 if wake is None and sources == {self._witness.events} and noticed < due:
-                    return  # others' transactions that don't concern us: on a busy node they are most of what is heard
+                    # Others' transactions that don't concern us: on a busy node they are most of what is heard.
+                    if self._witness.rest(due - noticed, self._bell):
+                        self._turned = time.monotonic()
+                    return
                 self._urgency.end()
                 self._react(sources, since, wake)
                 self._failed = False

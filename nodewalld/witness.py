@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from select import select
 
 import structlog
 
@@ -20,6 +21,8 @@ from nodewalld.kernel.nftevents import ChainEvents, GenerationEvent, GenerationE
 
 _CULPRITS = 4  # of a burst, the last few are asked for their parents
 _STRANGERS = 32  # as many between two looks at what neighbours have lost
+_STORM = 0.02  # seconds: when transactions come as fast as that, who wrote each of them is not asked for any more
+_REST = 0.05  # seconds
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +65,7 @@ class Witness:
         self._early: frozenset[Touch] = frozenset()
         self._strangers: list[Culprit] | None = []
         self._every = False
+        self._unconcerned = float("-inf")
         self.events: GenerationEvents | None = None
         """What to wait on for reading; None where this kernel has no such events, or nobody listens."""
 
@@ -98,6 +102,19 @@ class Witness:
     def waiting(self) -> bool:
         """Whether a pass has overheard something that is to be looked at when it is over."""
         return bool(self._overheard)
+
+    def rest(self, limit: float, bell: int) -> bool:
+        """After a look at what concerns us not: in a storm of it, let more gather, for at most so many seconds.
+
+        What concerns us, and the bell, end it at once. Whether that is all that can have come meanwhile.
+        """
+        rests = False
+        if self._chains and time.monotonic() - self._unconcerned < _STORM:
+            rests = not select([self._chains], (), (), 0)[0]
+            if rests:
+                select([self._chains.fileno(), bell], (), (), min(limit, _REST))
+        self._unconcerned = time.monotonic()
+        return rests
 
     def heard(self, noticed: float) -> Wake | None:
         """What the transactions since the last turn have to do with us; None when nothing.
