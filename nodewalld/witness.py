@@ -21,7 +21,7 @@ from nodewalld.kernel.nftevents import ChainEvents, GenerationEvent, GenerationE
 
 _CULPRITS = 4  # of a burst, the last few are asked for their parents
 _STRANGERS = 32  # as many between two looks at what neighbours have lost
-_STORM = 0.02  # seconds: when transactions come as fast as that, who wrote each of them is not asked for any more
+_STORM = 0.02  # seconds: transactions that come as fast as that are heard of together, some too late for /proc
 _REST = 0.05  # seconds
 
 _log = structlog.get_logger(__name__)
