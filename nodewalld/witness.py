@@ -8,7 +8,7 @@ who it was.
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from select import select
 
 import structlog
@@ -27,7 +27,7 @@ _REST = 0.05  # seconds
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _News:
     """Foreign transactions up to a generation of which some concerned us, and what they touched (None: perhaps all)."""
 
@@ -35,22 +35,10 @@ class _News:
     touched: frozenset[Touch] | None
     generation: int = 0
 
-    def who(self) -> tuple[Culprit, ...]:
-        return tuple(culprit(event) for event in self.events[-_CULPRITS:])
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Who wrote these, asked but once. (Making a `functools.cache` takes some twenty calls.)"""
-
-    news: list[_News]
-
     @cached_property
-    def _found(self) -> tuple[Culprit, ...]:
-        return _names(self.news)
-
-    def __call__(self) -> tuple[Culprit, ...]:
-        return self._found
+    def who(self) -> tuple[Culprit, ...]:
+        """Asked but once, by whoever needs it first: later /proc may not tell any more."""
+        return tuple(culprit(event) for event in self.events[-_CULPRITS:])
 
 
 class Witness:
@@ -158,7 +146,7 @@ class Witness:
             where=frozenset([place[:2] for place in touched]) if whole else None,
             touched=touched if whole else frozenset(),
             generation=news[-1].generation,
-            who=_Names(news),
+            who=partial(_names, news),
             later=self._later,
         )
 
@@ -192,4 +180,4 @@ class Witness:
 
 
 def _names(news: Iterable[_News]) -> tuple[Culprit, ...]:
-    return tuple(name for each in news for name in each.who())
+    return tuple(name for each in news for name in each.who)
