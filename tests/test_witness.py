@@ -2,10 +2,11 @@
 
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,27 @@ def test_the_bell_ends_the_rest() -> None:
         begun = time.monotonic()
         assert heard.rest(60.0, bell)
         assert time.monotonic() - begun < 30
+
+
+@in_own_namespace
+def test_who_wrote_is_known_for_good_once_it_was_asked_in_the_midst_of_a_pass() -> None:
+    write("iptables-nft -A FORWARD -j LOG")
+    code = (
+        "from bench.writer import Writer; Writer().insert('filter', 'FORWARD'); print('written', flush=True); input()"
+    )
+    with closing(Witness(frozenset)) as heard:
+        heard.listen()
+        heard.attend(OUR_CHAIN)
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"written\n"
+            (early,) = heard.overhear().who()
+            writer.communicate(b"\n")
+        assert early.pid == writer.pid
+        assert os.getpid() in [parent.pid for parent in early.parents]
+        wake = heard.heard(0.0)
+        assert wake is not None
+        assert wake.who() == (early,)
 
 
 @pytest.mark.kernel
