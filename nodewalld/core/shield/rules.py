@@ -18,9 +18,7 @@ Spans = tuple[tuple[int, int], ...]
 """Runs of addresses as numbers, first and last of each, in order and apart."""
 
 LOG_RATE, LOG_BURST = 5, 10  # packets a second, and at once; as the LOG rules of iptables have it
-
-
-_SIZE_MIN = 64  # addresses
+_SIZE_MIN = 64  # addresses that every set without ranges has room for
 
 
 class Hook(StrEnum):
